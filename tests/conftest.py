@@ -1,0 +1,93 @@
+"""What holds for every test: it leaves no process, socket, thread or cgroup behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+MARK = f"SWARMVISOR_TEST_RUN={os.getpid()}"
+"""In the environment of everything that a test starts (but not of tasks, whose environment is exact)."""
+
+SETTLE = 3.0
+"""Seconds that what was told to end gets to be gone."""
+
+
+def pytest_configure() -> None:
+    name, value = MARK.split("=")
+    os.environ[name] = value
+    # grpc.aio opens its poller's sockets once per process; not a leak of the first test that uses it.
+    grpc.aio.init_grpc_aio()
+
+
+def marked_processes() -> dict[int, str]:
+    """Live processes (not zombies reaped elsewhere) that descend from this run: pid to command line."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if MARK.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # ended while we looked, or not ours to read
+            continue
+    return found
+
+
+def own_sockets() -> set[str]:
+    """Inodes of the sockets that this process holds."""
+    found: set[str] = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+def own_threads() -> set[threading.Thread]:
+    """Threads of this process that somebody must end: not grpc's, which live as long as the process."""
+    return {
+        thread
+        for thread in threading.enumerate()
+        if "grpc" not in type(thread).__module__ and not thread.name.startswith(("grpc", "Thread-grpc"))
+    }
+
+
+def settled(leaks: Callable[[], object]) -> object:
+    """What `leaks` still finds once everything had time to end."""
+    deadline = time.monotonic() + SETTLE
+    found = leaks()
+    while found and time.monotonic() < deadline:
+        gc.collect()
+        threading.Event().wait(0.02)
+        found = leaks()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    processes, sockets, threads = set(marked_processes()), own_sockets(), own_threads()
+    yield
+    left = settled(lambda: {pid: line for pid, line in marked_processes().items() if pid not in processes})
+    assert not left, f"processes left running: {left}"
+    assert not settled(lambda: own_threads() - threads), "threads left running"
+    assert not settled(lambda: own_sockets() - sockets), "sockets left open"
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A temporary directory whose path is short enough for Unix sockets."""
+    path = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
