@@ -17,6 +17,9 @@ import pytest
 MARK = f"SWARMVISOR_TEST_RUN={os.getpid()}"
 """In the environment of everything that a test starts (but not of tasks, whose environment is exact)."""
 
+SHARED = "SWARMVISOR_TEST_SHARED"
+"""In the environment of a node that several tests share; what runs in it must be gone when the run ends."""
+
 SETTLE = 3.0
 """Seconds that what was told to end gets to be gone."""
 
@@ -28,14 +31,18 @@ def pytest_configure() -> None:
     grpc.aio.init_grpc_aio()
 
 
-def marked_processes() -> dict[int, str]:
-    """Live processes (not zombies reaped elsewhere) that descend from this run: pid to command line."""
+def marked_processes(*, shared: bool = False) -> dict[int, str]:
+    """Live processes (not zombies reaped elsewhere) that descend from this run: pid to command line.
+
+    With `shared`, those of shared nodes too.
+    """
     found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if MARK.encode() in (entry / "environ").read_bytes().split(b"\0"):
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            if MARK.encode() in environment and (shared or f"{SHARED}=1".encode() not in environment):
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # ended while we looked, or not ours to read
             continue
@@ -73,6 +80,13 @@ def settled(leaks: Callable[[], object]) -> object:
         threading.Event().wait(0.02)
         found = leaks()
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_at_the_end() -> Iterator[None]:
+    yield
+    left = settled(lambda: marked_processes(shared=True))
+    assert not left, f"processes left running: {left}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,225 @@
+"""`swarmvisor status`: where this node stands, from its processes, else from its files."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from ipc import topics
+from procs.cli import certificate
+from procs.cli.observed import View, explain_end, is_hopeless, last_error, look
+from procs.cli.output import FORMATS, print_json, table
+from swarm.errors import CorruptFile
+from swarm.nodeconfig import NodeConfig, load_node_config
+from swarm.paths import Paths
+from swarm.remotes import load_peers
+
+_COLUMNS = (("PROCESS", "name"), ("STATE", "state"), ("PID", "pid"), ("LAST END", "last_end"))
+
+
+@click.command("status")
+@click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.pass_obj
+def command(paths: Paths, output: str) -> None:
+    """Show where this node stands. Works with everything down: then it reads the node's files."""
+    report = describe(paths)
+    if output == "json":
+        print_json(report)
+    else:
+        print_report(report)
+
+
+def describe(paths: Paths) -> dict[str, Any]:
+    """The report, as `-o json` prints it (docs/cli.md)."""
+    view = look(paths)
+    trouble: list[str] = []
+    config = _config(paths, trouble)
+    trouble += [explain_end(paths, p) for p in view.processes.values() if is_hopeless(p)]
+    report: dict[str, Any] = {
+        "node": _node(paths, view, config, trouble),
+        "supervisord": {"running": view.supervisor_pid != 0, "pid": view.supervisor_pid},
+        "workload": {"running": view.workload_pid != 0, "pid": view.workload_pid, "tasks": _task_count(paths, view)},
+        "certificate": _certificate(paths, view, trouble),
+        "manager": _manager(view),
+        "agent": _agent(view),
+        "managers": _managers(paths, view, trouble),
+        "processes": [_process(p, view) for _, p in sorted(view.processes.items())],
+        "paths": {"state": str(paths.state), "runtime": str(paths.runtime), "logs": str(paths.logs)},
+        "isolated_tasks": os.geteuid() == 0,
+    }
+    report["trouble"] = trouble
+    return report
+
+
+def _config(paths: Paths, trouble: list[str]) -> NodeConfig | None:
+    try:
+        return load_node_config(paths.node_toml)
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        trouble.append(error.describe())
+        return None
+
+
+def _node(paths: Paths, view: View, config: NodeConfig | None, trouble: list[str]) -> dict[str, Any]:
+    node = view.body("node", topics.Node)
+    hostname = (config.hostname if config else "") or os.uname().nodename
+    if node is not None:
+        state, cause, step = node.state, node.cause, node.step
+    elif view.supervisor_pid:
+        said = last_error(paths.logs / "coordinator.log")
+        state, cause, step = "starting", said or "the coordinator says nothing", ""
+    elif not paths.node_toml.exists():
+        state, cause, step = "uninitialized", f"there is no node in {paths.state}", ""
+    else:
+        kept = ", its tasks keep running" if view.workload_pid else ""
+        state, cause, step = "down", f"not started{kept}", ""
+    if trouble and state == "starting":
+        state, cause = "failed", trouble[0]
+    return {"state": state, "cause": cause, "step": step, "hostname": hostname}
+
+
+def _certificate(paths: Paths, view: View, trouble: list[str]) -> dict[str, Any]:
+    said = view.body("certificate", topics.Certificate)
+    if said is not None:
+        return {
+            "state": said.state,
+            "node_id": said.node_id,
+            "cluster_id": said.cluster_id,
+            "role": said.role,
+            "not_after": said.not_after,
+            "why": said.why,
+        }
+    try:
+        found = certificate.read(paths)
+    except CorruptFile as error:
+        trouble.append(error.describe())
+        found = None
+    empty = {"state": "none", "node_id": "", "cluster_id": "", "role": "", "not_after": 0, "why": ""}
+    if found is None:
+        return empty
+    return {
+        **empty,
+        "state": "on disk",
+        "node_id": found.node_id,
+        "cluster_id": found.cluster_id,
+        "role": found.role,
+        "not_after": found.not_after,
+    }
+
+
+def _manager(view: View) -> dict[str, Any] | None:
+    said = view.body("manager", topics.Manager)
+    if said is None:
+        return None
+    return {
+        "state": said.state,
+        "leader": said.leader,
+        "listen_addr": said.remote_addr,
+        "advertise_addr": said.advertise_addr,
+        "control_socket": said.control_socket,
+        "why": said.why,
+    }
+
+
+def _agent(view: View) -> dict[str, Any] | None:
+    said = view.body("agent", topics.Agent)
+    if said is None:
+        return None
+    return {
+        "state": said.state,
+        "session_id": said.session_id,
+        "manager_id": said.manager_id,
+        "manager_addr": said.manager_addr,
+        "tasks": said.tasks,
+        "why": said.why,
+    }
+
+
+def _managers(paths: Paths, view: View, trouble: list[str]) -> list[dict[str, str]]:
+    said = view.body("remotes", topics.Remotes)
+    if said is not None:
+        return [{"node_id": m.node_id, "addr": m.addr} for m in said.managers]
+    try:
+        return [peer._asdict() for peer in load_peers(paths.state_json)]
+    except CorruptFile as error:
+        trouble.append(error.describe())
+        return []
+
+
+def _task_count(paths: Paths, view: View) -> int:
+    agent = view.body("agent", topics.Agent)
+    if agent is not None:
+        return agent.tasks
+    return sum(1 for entry in paths.tasks.iterdir() if entry.is_dir()) if paths.tasks.is_dir() else 0
+
+
+def _process(process: topics.Process, view: View) -> dict[str, Any]:
+    # The workload of a supervisord that was killed, or of before `down --keep-tasks`: alive, but nobody's program.
+    adopted = process.name == topics.WORKLOAD and not process.pid and view.workload_pid != 0
+    return {
+        "name": process.name,
+        "state": "ADOPTED" if adopted else process.state,
+        "pid": view.workload_pid if adopted else process.pid,
+        "exit_code": process.exit_code,
+        "signal": process.signal,
+        "expected": process.expected,
+        "next_restart_at": process.next_restart_at,
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report for people."""
+    node, held = report["node"], report["certificate"]
+    lines = [("Node", f"{node['state']}{': ' + node['cause'] if node['cause'] else ''}")]
+    if node["step"]:
+        lines.append(("Step", node["step"]))
+    if held["node_id"]:
+        until = datetime.fromtimestamp(held["not_after"], UTC)
+        lines += [
+            ("Node id", f"{held['node_id']} ({node['hostname']})"),
+            ("Swarm id", held["cluster_id"]),
+            ("Role", held["role"] + _leader(report["manager"])),
+            ("Certificate", f"{held['state']}, until {until:%Y-%m-%d %H:%M} UTC"),
+        ]
+    if held["why"] and held["why"] != node["cause"]:
+        lines.append(("", held["why"]))
+    if report["manager"] and report["manager"]["listen_addr"]:
+        lines.append(("Remote API", report["manager"]["listen_addr"]))
+    if report["agent"]:
+        session = report["agent"]["manager_addr"] or "no manager"
+        lines.append(("Agent", f"{report['agent']['state']} ({session})"))
+    lines.append(("Tasks", _tasks_in_words(report)))
+    lines.append(("State", report["paths"]["state"]))
+    if not report["isolated_tasks"]:
+        lines.append(("Note", "without root, tasks are as trusted as this node: they can read its keys"))
+    lines += [("Trouble", text) for text in report["trouble"]]
+    for name, text in lines:
+        click.echo(f"{name:<12} {text}")
+    rows = [{**p, "pid": p["pid"] or "", "last_end": _last_end(p)} for p in report["processes"]]
+    if rows:
+        click.echo()
+        table(
+            [{"name": "supervisord", "state": "RUNNING", "pid": report["supervisord"]["pid"], "last_end": ""}, *rows],
+            _COLUMNS,
+        )
+
+
+def _leader(manager: dict[str, Any] | None) -> str:
+    return " (leader)" if manager and manager["leader"] else ""
+
+
+def _tasks_in_words(report: dict[str, Any]) -> str:
+    workload = report["workload"]
+    if workload["running"]:
+        return f"{workload['tasks']}, under the workload's supervisord (process {workload['pid']})"
+    return str(workload["tasks"])
+
+
+def _last_end(process: dict[str, Any]) -> str:
+    if process["signal"]:
+        return f"signal {process['signal']}"
+    return f"exit {process['exit_code']}" if process["exit_code"] >= 0 else ""
