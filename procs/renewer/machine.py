@@ -1,0 +1,298 @@
+"""The renewer's brain: when to request which certificate, and what to do with the answer. No I/O, no clock.
+
+Rules: reference/node-and-ca §7, DESIGN §4. Each event first changes what is known (facts in any phase, answers only in
+the phase that asked, see `ANSWERS`), then `_decide` looks whether there is something to begin.
+
+    phase        leaves for         when
+    loading      resting            a certificate was loaded
+                 stuck              the key is locked, or the files cannot be used
+    stuck        (nothing)          the operator must act; a restart of the process looks again
+    resting      requesting         a replacement is asked for or the renewal window is reached, and a CA can be asked
+                 waiting            as before, but nobody can be asked
+                 rooting            the swarm has a new root (DESIGN §4.3)
+    waiting      requesting         somebody can be asked
+                 resting, rooting   the reason is gone; a new root, as above
+    requesting   installing         a certificate with the role asked for came
+                 retrying           it did not, or with another role
+    installing   resting            the pair is on disk
+                 retrying           it could not be written
+    retrying     requesting         the back-off is over, the reason is another one, or this node's manager came up
+                 waiting            as before, but nobody can be asked
+                 resting, rooting   the reason is gone; a new root, as above
+    rooting      resting            the bundle is on disk, or was refused
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+from ipc.topics import Certificate, ManagerAddress, NodeChanges, Role
+from procs.renewer.events import (
+    Due,
+    Effect,
+    Event,
+    Held,
+    Install,
+    Installed,
+    InstallFailed,
+    InstallRoot,
+    Loaded,
+    ManagerSaid,
+    Moment,
+    NodeChanged,
+    Obtained,
+    Prepare,
+    Publish,
+    RemotesSaid,
+    RemoveBootstrapKey,
+    Request,
+    RequestFailed,
+    RoleSaid,
+    RootInstalled,
+    RootRefused,
+    Unusable,
+    WakeAt,
+)
+
+LOWER, UPPER = 0.5, 0.8
+"""The renewal window, as parts of the certificate's whole validity."""
+LONGEST_SLEEP = 3600.0
+"""Seconds after which the wall clock is looked at again: it may have been set, or the machine have slept."""
+_BACKOFF_BASE, _BACKOFF_CAP = 5.0, 3600.0
+
+
+class Phase(Enum):
+    """Where the brain stands (table above)."""
+
+    LOADING = "loading"
+    STUCK = "stuck"
+    RESTING = "resting"
+    WAITING = "waiting"
+    REQUESTING = "requesting"
+    INSTALLING = "installing"
+    RETRYING = "retrying"
+    ROOTING = "rooting"
+
+
+class InvalidTransition(RuntimeError):
+    """An answer came in a phase that asked for none: a mistake in the shell."""
+
+
+class Reason(NamedTuple):
+    """Why the certificate is to be replaced."""
+
+    fingerprint: str
+    """Of the certificate to replace."""
+    expected: str
+    """Role that the next one must have; empty: any."""
+    forced: bool
+    """Asked for by the coordinator, not by the certificate's age."""
+
+
+def renewal_time(not_before: int, not_after: int, randrange: Callable[[int, int], int]) -> float:
+    """When to renew, Unix seconds: a random whole minute in [50 %, 80 %) of the validity (§7.1)."""
+    minutes = (not_after - not_before) // 60
+    lowest, highest = int(minutes * LOWER), int(minutes * UPPER)
+    chosen = lowest if highest - lowest < 1 else randrange(lowest, highest)
+    return not_before + chosen * 60.0
+
+
+def backoff_bound(failures: int) -> float:
+    """Seconds: the wait after n failures in a row is uniform in [0, this): 10, 15, 25, 45 … 3600 (§7)."""
+    return min(_BACKOFF_CAP, _BACKOFF_BASE * (1.0 + (1 << min(failures - 1, 10))))
+
+
+class Renewer:
+    """Feed it events with `handle`, perform the effects it returns, in order."""
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._random = rng or random.Random()
+        self.phase = Phase.LOADING
+        self.held: Held | None = None
+        self.failures = 0
+        self._why = ""
+        self._bootstrap_key = False
+        self._prepared = False
+        self._renew_at = 0.0
+        self._retry_at = 0.0
+        self._next_try_at = 0
+        self._reason: Reason | None = None
+        self._role = Role(current="")
+        self._role_cause = ""
+        self._changes: NodeChanges | None = None
+        self._changes_digest = ""
+        self._refused_root = ""
+        self._manager = ManagerSaid(ready=False)
+        self._remotes: tuple[ManagerAddress, ...] = ()
+        self._published: Certificate | None = None
+
+    def handle(self, event: Event, now: Moment) -> list[Effect]:
+        """What to do about `event`. Raises InvalidTransition."""
+        asked_in = ANSWERS.get(type(event))
+        if asked_in is not None and self.phase is not asked_in:
+            raise InvalidTransition(f"{type(event).__name__} while {self.phase.value}, not {asked_in.value}")
+        effects = self._learn(event, now)
+        if self.held is not None:
+            effects += self._decide(self.held, now)
+            effects += self._publish(self.held, now)
+            effects.append(WakeAt(self._wake_at(self.held, now)))
+        return effects
+
+    def _learn(self, event: Event, now: Moment) -> list[Effect]:
+        """Take `event` in; for the answers, move to the next phase."""
+        match event:
+            case RoleSaid(role, cause):
+                self._role, self._role_cause = role, cause
+            case NodeChanged(changes, digest):
+                self._changes, self._changes_digest = changes, digest
+            case ManagerSaid():
+                came_up = event.ready and (not self._manager.ready or self._manager.epoch != event.epoch)
+                self._manager = event
+                if came_up and self.phase is Phase.RETRYING:
+                    self._retry_at = now.monotonic
+            case RemotesSaid(managers):
+                self._remotes = managers
+            case Due():
+                pass  # time passed: the decision below looks at it
+            case Loaded(held, bootstrap_key):
+                self._bootstrap_key = bootstrap_key
+                self._take(held)
+            case Unusable(state, why):
+                self.phase = Phase.STUCK
+                return [Publish(Certificate(state=state, why=why))]
+            case Obtained(role):
+                expected = self._role.expected
+                if expected and role != expected:
+                    self._failed(f"the swarm still issues {role} certificates, {expected} is expected", now)
+                else:
+                    self.phase = Phase.INSTALLING
+                    return [Install()]
+            case RequestFailed(why) | InstallFailed(why):
+                self._failed(why, now)
+            case Installed(held):
+                self._take(held)
+            case RootInstalled(held):
+                self.phase, self.held, self._why = Phase.RESTING, held, ""
+            case RootRefused(digest, why):
+                self.phase, self._refused_root, self._why = Phase.RESTING, digest, why
+        return []
+
+    # -- decisions ---------------------------------------------------------------------------------
+
+    def _decide(self, held: Held, now: Moment) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._bootstrap_key and self._manager.root_digest_held == held.root_digest:
+            self._bootstrap_key = False
+            effects.append(RemoveBootstrapKey())
+        reason, why = self._present_reason(held, now)
+        if not self._prepared and (reason is not None or self._role.soon):
+            self._prepared = True
+            effects.append(Prepare())
+        if self.phase not in (Phase.RESTING, Phase.WAITING, Phase.RETRYING):
+            return effects
+        root = self._new_root(held)
+        if root is not None:
+            self.phase = Phase.ROOTING
+            return [*effects, root]
+        if reason is None:
+            if self.phase is not Phase.RESTING:
+                self._rest()
+            return effects
+        if reason != self._reason:
+            self._reason, self.failures, self._retry_at = reason, 0, now.monotonic
+        if self.phase is Phase.RETRYING and now.monotonic < self._retry_at:
+            return effects
+        local = self._manager.ready
+        others = any(manager.node_id != held.node_id for manager in self._remotes)
+        if not local and (not others or now.wall > held.not_after):
+            self.phase, self._next_try_at = Phase.WAITING, 0
+            self._why = f"{why}; nobody to ask: this node's manager does not answer, " + (
+                "and others refuse an expired certificate" if others else "and no other manager is known"
+            )
+            return effects
+        self.phase, self._next_try_at = Phase.REQUESTING, 0
+        if not self.failures:
+            self._why = ""  # what it waited for is there now
+        return [*effects, Request(local, why, self._role_cause if reason.forced else "")]
+
+    def _present_reason(self, held: Held, now: Moment) -> tuple[Reason | None, str]:
+        """Why the certificate must be replaced now, for comparing and in words; None if it need not."""
+        role = self._role
+        if role.replace_fingerprint == held.fingerprint:
+            return Reason(held.fingerprint, role.expected, forced=True), role.why or "its replacement is asked for"
+        if now.wall < min(self._renew_at, held.not_after):
+            return None, ""
+        cause = "it has expired" if now.wall > held.not_after else "more than half of its life is over"
+        return Reason(held.fingerprint, role.expected, forced=False), f"the certificate is to be renewed: {cause}"
+
+    def _new_root(self, held: Held) -> InstallRoot | None:
+        """A bundle to install: another one than ours, sent to an agent that held ours (DESIGN §4.3)."""
+        changes, digest = self._changes, self._changes_digest
+        if changes is None or not digest or digest in (held.root_digest, self._refused_root):
+            return None
+        return InstallRoot(changes.root_ca, digest) if changes.under.root_digest == held.root_digest else None
+
+    def _take(self, held: Held) -> None:
+        self.held = held
+        self._renew_at = renewal_time(held.not_before, held.not_after, self._random.randrange)
+        self._rest()
+
+    def _rest(self) -> None:
+        self.phase, self.failures, self._why, self._reason, self._next_try_at = Phase.RESTING, 0, "", None, 0
+
+    def _failed(self, why: str, now: Moment) -> None:
+        self.failures += 1
+        delay = self._random.uniform(0.0, backoff_bound(self.failures))
+        self.phase, self._why = Phase.RETRYING, why
+        self._retry_at, self._next_try_at = now.monotonic + delay, int(now.wall + delay)
+
+    # -- what others see ---------------------------------------------------------------------------
+
+    def _publish(self, held: Held, now: Moment) -> list[Effect]:
+        expired = now.wall > held.not_after
+        said = Certificate(
+            state="expired" if expired else "valid",
+            node_id=held.node_id,
+            cluster_id=held.cluster_id,
+            role=held.role,
+            not_before=held.not_before,
+            not_after=held.not_after,
+            issuer_subject=held.issuer_subject,
+            issuer_public_key=held.issuer_public_key,
+            fingerprint=held.fingerprint,
+            root_digest=held.root_digest,
+            attempt=self.failures,
+            next_try_at=self._next_try_at,
+            why=self._why,
+        )
+        if said == self._published:
+            return []
+        self._published = said
+        return [Publish(said)]
+
+    def _wake_at(self, held: Held, now: Moment) -> float:
+        """The next moment at which time alone changes something; the end of the certificate always is one."""
+        waits = [LONGEST_SLEEP]
+        if now.wall <= held.not_after:
+            waits.append(held.not_after + 1 - now.wall)
+        if self.phase is Phase.RETRYING:
+            waits.append(self._retry_at - now.monotonic)
+        if self.phase is Phase.RESTING:
+            waits.append(self._renew_at - now.wall)
+        return now.monotonic + max(0.0, min(waits))
+
+
+ANSWERS: dict[type[Any], Phase] = {
+    Loaded: Phase.LOADING,
+    Unusable: Phase.LOADING,
+    Obtained: Phase.REQUESTING,
+    RequestFailed: Phase.REQUESTING,
+    Installed: Phase.INSTALLING,
+    InstallFailed: Phase.INSTALLING,
+    RootInstalled: Phase.ROOTING,
+    RootRefused: Phase.ROOTING,
+}
+"""The phase in which each answer may come."""

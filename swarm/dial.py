@@ -1,0 +1,60 @@
+"""gRPC channels to managers: over the network, and to the local one's control socket.
+
+grpc costs 15 MB and 0.1 s: whoever imports this module does so late.
+Facts: reference/node-and-ca §5.1, §12.19 to §12.21; DESIGN §10 (a channel keeps its first certificate for ever: make a
+new one after a renewal).
+"""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from swarm.paths import Paths
+from swarm.pki.credentials import Credentials
+
+MANAGER_NAME = "swarm-manager"
+"""The server name that every manager's certificate answers to."""
+
+ChannelOption = tuple[str, int | str]
+
+
+def remote_channel(
+    addr: str, credentials: Credentials | None, root_pem: bytes, server_name: str = MANAGER_NAME
+) -> grpc.aio.Channel:
+    """A channel to the manager at `HOST:PORT`, which must answer to `server_name` under `root_pem`.
+
+    `credentials` None: without a client certificate (a node that has none yet). Connects with the first call; the
+    caller closes it.
+    """
+    key, chain = (credentials.key_pem, credentials.certificate_pem) if credentials else (None, None)
+    tls = grpc.ssl_channel_credentials(root_pem, key, chain)
+    return grpc.aio.secure_channel(f"dns:///{addr}", tls, options=_options(server_name))
+
+
+def control_channel(paths: Paths, root_pem: bytes) -> grpc.aio.Channel:
+    """A channel to this node's manager through `control.sock`: TLS as everywhere, but file permissions are the guard,
+    so no client certificate."""
+    return grpc.aio.secure_channel(
+        f"unix:{paths.control_socket}", grpc.ssl_channel_credentials(root_pem), options=_options(MANAGER_NAME)
+    )
+
+
+def control_channel_sync(paths: Paths, root_pem: bytes) -> grpc.Channel:
+    """The same for programs without asyncio."""
+    return grpc.secure_channel(
+        f"unix:{paths.control_socket}", grpc.ssl_channel_credentials(root_pem), options=_options(MANAGER_NAME)
+    )
+
+
+def _options(server_name: str) -> list[ChannelOption]:
+    return [
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.max_receive_message_length", -1),  # sessions and assignments have no bound
+        ("grpc.enable_http_proxy", 0),
+        # a new channel must not inherit a connection that an older one made with another certificate
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]

@@ -1,0 +1,103 @@
+"""What a process needs to speak as this node: certificate chain, key, roots, and what they say (§3.7)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from cryptography.x509.oid import NameOID
+
+from swarm.errors import BadInput, CorruptFile
+from swarm.paths import Paths
+from swarm.pki.certificate import MANAGER_OU, WORKER_OU, parse_bundle
+from swarm.pki.chain import CertificateInvalid, ValidChain, validate_chain
+from swarm.pki.keyfile import REMEDY, KeyFile
+
+ROLE_OF_OU = {MANAGER_OU: "manager", WORKER_OU: "worker"}
+OU_OF_ROLE = {role: ou for ou, role in ROLE_OF_OU.items()}
+
+
+class CertificateExpired(CorruptFile):
+    """The node's certificate is past its end, or a date says that it is not valid yet."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A matching, verified set."""
+
+    node_id: str
+    cluster_id: str
+    role: str
+    """`worker` or `manager`."""
+    certificate_pem: bytes
+    """Leaf first, then intermediates: send all of it."""
+    key_pem: bytes = field(repr=False)
+    """Plain PKCS#8 without headers."""
+    root_pem: bytes
+    """The trusted bundle, byte for byte as on disk."""
+    not_before: int
+    """Unix seconds."""
+    not_after: int
+    """Unix seconds."""
+    fingerprint: str
+    """SHA-256 of the leaf's DER, hex."""
+    root_digest: str
+    """SHA-256 of `root_pem`, hex."""
+    issuer_subject: bytes
+    """Raw DER subject of the CA that signed the leaf."""
+    issuer_public_key: bytes
+    """Raw DER SubjectPublicKeyInfo of that CA."""
+
+
+def load_credentials(
+    paths: Paths, *, unlock_key: bytes | None = None, allow_expired: bool = False, now: float | None = None
+) -> Credentials:
+    """Read and verify the node's files. Blocks for at most the key file's lock deadline (5 s); repairs nothing.
+
+    Raises FileNotFoundError (something is missing), Locked, CorruptFile naming the file (CertificateExpired, a kind
+    of it, for dates), TimedOut for the lock.
+    """
+    root_pem = paths.root_cert.read_bytes()
+    pair = KeyFile.of(paths).read(*([unlock_key] if unlock_key else []))
+    try:
+        pool = parse_bundle(root_pem)
+    except BadInput as error:
+        raise CorruptFile(paths.root_cert, f"invalid root certificates: {error.message}", remedy=REMEDY) from error
+    if not pool:
+        raise CorruptFile(paths.root_cert, "no valid root CA certificates found", remedy=REMEDY)
+    try:
+        chain = validate_chain(pool, pair.certificate_pem, allow_expired=allow_expired, now=now)
+        return make_credentials(chain, pair.certificate_pem, pair.key_pem, root_pem)
+    except CertificateInvalid as error:
+        raise CertificateExpired(paths.node_cert, error.message, remedy=error.remedy) from error
+    except BadInput as error:
+        raise CorruptFile(paths.node_cert, error.message, remedy=REMEDY) from error
+
+
+def make_credentials(chain: ValidChain, certificate_pem: bytes, key_pem: bytes, root_pem: bytes) -> Credentials:
+    """Credentials of a verified chain. Raises BadInput if its subject does not name a node (§3.7)."""
+    leaf = chain.leaf
+    units = leaf.names(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    organizations = leaf.names(NameOID.ORGANIZATION_NAME)
+    if not units:
+        raise BadInput("no OU found in certificate subject")
+    if not organizations:
+        raise BadInput("no organization found in certificate subject")
+    if not leaf.common_name:
+        raise BadInput("no valid subject names found for TLS configuration")
+    if units[0] not in ROLE_OF_OU:
+        raise BadInput(f"certificate subject names no role that a node can have: {units[0]!r}")
+    return Credentials(
+        node_id=leaf.common_name,
+        cluster_id=organizations[0],
+        role=ROLE_OF_OU[units[0]],
+        certificate_pem=certificate_pem,
+        key_pem=key_pem,
+        root_pem=root_pem,
+        not_before=leaf.not_before,
+        not_after=leaf.not_after,
+        fingerprint=leaf.fingerprint,
+        root_digest=hashlib.sha256(root_pem).hexdigest(),
+        issuer_subject=chain.issuer.subject,
+        issuer_public_key=chain.issuer.public_key,
+    )

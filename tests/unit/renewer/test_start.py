@@ -1,0 +1,181 @@
+"""What the renewer does with what it finds at start: load, bootstrap, or refuse in words and overwrite nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from procs.renewer import files
+from procs.renewer.inventory import Choice, Inventory, choose, lost_swarm
+from swarm.clock import SystemClock
+from swarm.errors import BadInput, CorruptFile, SwarmvisorError
+from swarm.nodeconfig import NodeConfig, save_node_config
+from swarm.paths import Paths
+from swarm.pki.credentials import load_credentials
+from swarm.pki.keyfile import KeyFile
+from swarm.pki.rootca import RootCA
+from swarm.remotes import Peer, save_peers
+
+CLOCK = SystemClock()
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    found = Paths(tmp_path / "state", tmp_path / "run")
+    found.state.mkdir()
+    save_node_config(found.node_toml, NodeConfig())
+    return found
+
+
+@pytest.fixture
+def founded(paths: Paths) -> Paths:
+    files.begin(paths, CLOCK)
+    return paths
+
+
+def content(paths: Paths) -> dict[str, str]:
+    return {
+        str(p.relative_to(paths.state)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in paths.state.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
+
+
+WHOLE = {"root": True, "key": True, "certificate": True}
+NOTHING = {"root": False, "key": False, "certificate": False}
+
+
+@pytest.mark.parametrize(
+    ("found", "choice", "words"),
+    [
+        (Inventory(**WHOLE), Choice.LOAD, ""),
+        (Inventory(**WHOLE, store=True, peers=True, join_addr="h:1"), Choice.LOAD, ""),
+        (Inventory(**NOTHING), Choice.BOOTSTRAP, ""),
+        (Inventory(**{**NOTHING, "root": True}, operator_key=True), Choice.BOOTSTRAP, ""),
+        (Inventory(**{**NOTHING, "root": True}, bootstrap_key=True), Choice.BOOTSTRAP, ""),
+        (Inventory(**{**WHOLE, "root": False}, bootstrap_key=True), Choice.BOOTSTRAP, ""),
+        (Inventory(**NOTHING, operator_key=True), Choice.REFUSE, "swarm-root-ca.key is there without"),
+        (Inventory(**NOTHING, join_addr="h:1"), Choice.REFUSE, "node.toml says to join h:1"),
+        (Inventory(**{**WHOLE, "key": False}, store=True), Choice.REFUSE, "lacks swarm-node.key;"),
+        (Inventory(**NOTHING, store=True), Choice.REFUSE, "swarm-root-ca.crt, swarm-node.key, swarm-node.crt;"),
+        (Inventory(**NOTHING, peers=True), Choice.REFUSE, "belongs to a swarm (state.json)"),
+    ],
+)
+def test_choices(found: Inventory, choice: Choice, words: str) -> None:
+    chosen, why = choose(found)
+    assert chosen is choice
+    assert words in why
+    assert bool(why) == (choice is Choice.REFUSE)
+
+
+def test_managers_certificate_without_anything_else_is_a_lost_swarm() -> None:
+    assert "are gone" in lost_swarm(Inventory(**WHOLE), "manager")
+    assert lost_swarm(Inventory(**WHOLE), "worker") == ""
+    for there in ("bootstrap_key", "operator_key", "store", "peers"):
+        assert lost_swarm(Inventory(**WHOLE, **{there: True}), "manager") == ""
+
+
+def test_bootstrap_makes_a_manager_of_a_swarm_of_its_own(paths: Paths) -> None:
+    held, bootstrap_key = files.begin(paths, CLOCK)
+    assert (held.role, bootstrap_key, len(held.node_id), len(held.cluster_id)) == ("manager", True, 25, 25)
+    assert held.node_id != held.cluster_id
+    assert held.not_after - held.not_before == 90 * 86400 + 3600
+    modes = {p.name: p.stat().st_mode & 0o777 for p in paths.certificates.iterdir() if p.name != ".lock"}
+    assert modes == {
+        ".bootstrap-ca.key": 0o600,
+        "swarm-root-ca.crt": 0o644,
+        "swarm-node.crt": 0o644,
+        "swarm-node.key": 0o600,
+    }
+    root = RootCA.from_pem(held.root_pem, paths.bootstrap_root_key.read_bytes(), held.root_pem)
+    assert root.pool[0].common_name == "swarm-ca"
+    assert files.begin(paths, CLOCK) == (held, True)
+
+
+def test_operators_root_is_used_and_stays(paths: Paths) -> None:
+    own = RootCA.create("operator")
+    paths.certificates.mkdir()
+    paths.root_cert.write_bytes(own.certs)
+    paths.root_key.write_bytes(own.key_pem)
+    held, bootstrap_key = files.begin(paths, CLOCK)
+    assert (held.root_pem, held.issuer_subject, bootstrap_key) == (own.certs, own.pool[0].subject, True)
+    assert paths.bootstrap_root_key.read_bytes() == paths.root_key.read_bytes() == own.key_pem
+
+
+def test_operators_root_that_does_not_fit_its_key_is_refused(paths: Paths) -> None:
+    paths.certificates.mkdir()
+    paths.root_cert.write_bytes(RootCA.create().certs)
+    paths.root_key.write_bytes(RootCA.create().key_pem)
+    before = content(paths)
+    with pytest.raises(CorruptFile, match=r"swarm-root-ca\.key: cannot be used .* certificate key mismatch"):
+        files.begin(paths, CLOCK)
+    assert content(paths) == before
+
+
+@pytest.mark.parametrize("gone", ["node_key", "node_cert", "root_cert"])
+def test_node_with_a_store_never_becomes_another_swarm(founded: Paths, gone: str) -> None:
+    founded.manager.mkdir()
+    missing: Path = getattr(founded, gone)
+    missing.unlink()
+    before = content(founded)
+    with pytest.raises(BadInput, match=f"has a store .*lacks {missing.name}; restore"):
+        files.begin(founded, CLOCK)
+    assert content(founded) == before
+
+
+def test_node_that_knows_managers_never_becomes_another_swarm(paths: Paths) -> None:
+    save_peers(paths.state_json, [Peer("m", "192.0.2.1:2377")])
+    with pytest.raises(BadInput, match=r"state\.json"):
+        files.begin(paths, CLOCK)
+    save_peers(paths.state_json, [])
+    assert files.begin(paths, CLOCK)[0].role == "manager"
+
+
+def test_node_that_shall_join_says_that_it_cannot(paths: Paths) -> None:
+    save_node_config(paths.node_toml, NodeConfig(join_addr="192.0.2.1:2377"))
+    with pytest.raises(BadInput, match=r"says to join 192\.0\.2\.1:2377, which this release cannot do"):
+        files.begin(paths, CLOCK)
+    assert not paths.certificates.exists()
+
+
+def test_certificates_win_over_an_address_to_join(founded: Paths) -> None:
+    save_node_config(founded.node_toml, NodeConfig(join_addr="192.0.2.1:2377"))
+    assert files.begin(founded, CLOCK)[0].role == "manager"
+
+
+JUNK = [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n", b"\xff\0"]
+NAMES = ["node_key", "node_cert", "root_cert", "state_json", "node_toml"]
+
+
+# an empty node.toml is no junk: it means all defaults
+@pytest.mark.parametrize(("name", "junk"), [(n, j) for n in NAMES for j in JUNK if (n, j) != ("node_toml", b"")])
+def test_corrupt_files_are_named_and_left(founded: Paths, name: str, junk: bytes) -> None:
+    broken: Path = getattr(founded, name)
+    broken.write_bytes(junk)
+    before = content(founded)
+    with pytest.raises(SwarmvisorError) as raised:
+        files.begin(founded, CLOCK)
+    assert broken.name in raised.value.describe()
+    assert raised.value.remedy
+    assert content(founded) == before
+
+
+def test_new_root_must_cover_the_present_certificate(founded: Paths) -> None:
+    held = load_credentials(founded)
+    other = RootCA.create()
+    for bundle in (other.certs, b"junk", b""):
+        with pytest.raises(BadInput):
+            files.install_root(founded, held, bundle, CLOCK)
+        assert founded.root_cert.read_bytes() == held.root_pem
+    both = held.root_pem + other.certs
+    after = files.install_root(founded, held, both, CLOCK)
+    assert (after.root_pem, founded.root_cert.read_bytes()) == (both, both)
+    assert after.root_digest == hashlib.sha256(both).hexdigest()
+
+
+def test_key_headers_of_the_manager_survive_a_restart_of_the_renewer(founded: Paths) -> None:
+    KeyFile.of(founded).view_and_update_headers(lambda _: {"raft-dek": "x"})
+    files.begin(founded, CLOCK)
+    assert KeyFile.of(founded).read().headers == {"raft-dek": "x"}
