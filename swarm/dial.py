@@ -55,6 +55,5 @@ def _options(server_name: str) -> list[ChannelOption]:
         # a new channel must not inherit a connection that an older one made with another certificate
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]

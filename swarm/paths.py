@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +179,9 @@ def default_runtime_dir(state: Path) -> Path:
     `$XDG_RUNTIME_DIR` or `/tmp`."""
     if state == _ROOT_STATE and os.geteuid() == 0:
         return _ROOT_RUNTIME
+    # late: brings OpenSSL, 4 MB; the processes of a node are told their directories and never come here
+    import hashlib
+
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:12]
     base = os.environ.get("XDG_RUNTIME_DIR")
     return Path(base) / f"swarmvisor-{digest}" if base else Path("/tmp") / f"swarmvisor-{os.geteuid()}-{digest}"

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from procs.cli.observed import order, supervisor_pid, wait_for_end, wait_ready
+from ipc import topics
+from ipc.bus import Bus
+from procs.cli.observed import look, order, supervisor_pid, wait_for_end, wait_ready
 from procs.cli.supervisord_conf import PROGRAMS, write_configuration
 from swarm.errors import Refused, SwarmvisorError, TimedOut, Twin, Unreachable
 from swarm.lock import TWIN_DEADLINE, ProcessLock
@@ -53,7 +55,7 @@ def need_node(paths: Paths) -> None:
 def start(paths: Paths, tell: Tell) -> bool:
     """Start the node's supervisord in the background and wait until it answers; False if it was up already.
 
-    Programs of a running one that ended and stayed so (a file that was mended since) are started again.
+    Programs of a running one that ended and stayed so (over a file that was mended since) are started again.
     """
     paths.check_lengths()
     with own_only(paths):
@@ -104,10 +106,6 @@ def _spawn(paths: Paths) -> None:
             env=_environment(),
             start_new_session=True,
         )
-    # late: zmq is needed only here and in the waiting that follows
-    from ipc import topics
-    from ipc.bus import Bus
-
     deadline = time.monotonic() + _SUPERVISOR_START
     handle = os.pidfd_open(child.pid)
     try:
@@ -133,10 +131,14 @@ def _spawn(paths: Paths) -> None:
 
 
 def _start_ended_programs(paths: Paths) -> None:
-    client = SupervisorClient(paths.supervisor_socket)
+    client = SupervisorClient(paths.supervisor_socket, timeout=60.0)
     state = client.call("supervisor.getState")["statename"]
     if state != "RUNNING":
         raise Refused(f"the node's supervisord is in state {state}", remedy="wait a moment, then run it again")
+    certificate = look(paths).body("certificate", topics.Certificate)
+    if certificate is not None and certificate.state == "failed":
+        # It does not end over a file that it cannot use, it waits: for this.
+        _over_again(client, topics.RENEWER)
     for program in PROGRAMS:
         if program.autostart:
             _begin(client, program.name)
@@ -155,8 +157,12 @@ def begin_anew(paths: Paths) -> None:
     client = SupervisorClient(paths.supervisor_socket, timeout=60.0)
     for program in PROGRAMS:
         if program.autostart:
-            order(client, "supervisor.stopProcess", program.name, NOT_RUNNING)
-            _begin(client, program.name)
+            _over_again(client, program.name)
+
+
+def _over_again(client: SupervisorClient, name: str) -> None:
+    order(client, "supervisor.stopProcess", name, NOT_RUNNING)
+    _begin(client, name)
 
 
 def _nobody_else(paths: Paths) -> None:

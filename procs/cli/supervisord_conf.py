@@ -15,11 +15,16 @@ from pathlib import Path
 from swarm.errors import BadInput
 from swarm.exits import INTENDED, ExitCode
 from swarm.files import write_atomic
+from swarm.nodeconfig import load_node_config
 from swarm.paths import Paths
+
+MACHINE = "%(host_node_name)s"
+"""The machine's own name, in supervisord's notation; the title of processes whose node has no other."""
 
 NEVER_FATAL = 1_000_000_000
 """`startretries`: no process ever reaches FATAL; our plug-in caps the back-off at 4 s (DESIGN §8)."""
 
+_PLAIN = re.compile(r"[\w.-]+", re.ASCII)
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\"'\\%]|\s[;#]|^\s|\s$")
 
 
@@ -63,7 +68,7 @@ HEAD = """\
 """
 
 
-def render(paths: Paths, interpreter: str, *, root: bool) -> str:
+def render(paths: Paths, interpreter: str, *, root: bool, node: str = MACHINE) -> str:
     """The whole configuration. `interpreter` is in supervisord's own notation; `root`: whether
     supervisord will run as root. Raises BadInput for directories that its file format cannot carry."""
     state, runtime, logs = (_fit(p) for p in (paths.state, paths.runtime, paths.logs))
@@ -98,17 +103,17 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 supervisor.rpcinterface_factory=ipc.supervisor_plugin:make_node_interface
 bus={_fit(paths.bus)}
 """,
-        *(_section(program, interpreter, logs) for program in PROGRAMS),
+        *(_section(program, interpreter, logs, node) for program in PROGRAMS),
     ]
     return "\n".join(sections)
 
 
-def _section(program: Program, interpreter: str, logs: str) -> str:
+def _section(program: Program, interpreter: str, logs: str, node: str) -> str:
     # -P: `python -m` would put the working directory before our own packages
     return f"""\
 ; {program.why}
 [program:{program.name}]
-command="{interpreter}" -P -m procs.{program.name} --node %(host_node_name)s
+command="{interpreter}" -P -m procs.{program.name} --node {node}
 priority={program.priority}
 autostart={"true" if program.autostart else "false"}
 autorestart=unexpected
@@ -143,7 +148,10 @@ def _fit(path: Path) -> str:
 
 def write_configuration(paths: Paths) -> None:
     """Write this node's configuration for the interpreter that runs now."""
-    text = render(paths, fit(sys.executable), root=os.geteuid() == 0)
+    hostname = load_node_config(paths.node_toml).hostname
+    # Only a title: a name that would need quoting is not worth it.
+    node = hostname if _PLAIN.fullmatch(hostname) else MACHINE
+    text = render(paths, fit(sys.executable), root=os.geteuid() == 0, node=node)
     write_atomic(paths.supervisor_conf, text.encode(), mode=0o600)
 
 

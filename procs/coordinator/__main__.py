@@ -1,0 +1,58 @@
+"""coordinator: decides the node's role and whether the manager runs.
+
+Owns   `state.json`; of `manager/` only its erasure; starts and stops the program `manager` through supervisord.
+Never  writes a key or a certificate, never talks to another node.
+Says   `role`, `remotes`, `node`.
+Hears  `certificate`, `node.changes`, `managers`, `manager`, `agent`, `process.*`.
+
+No asyncio, no grpc, no cryptography: this process is small, and stays so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ipc import topics
+from ipc.bus import Bus
+from procs.coordinator.machine import Machine
+from procs.coordinator.shell import SUBSCRIPTIONS, Shell
+from swarm import process
+from swarm.exits import ExitCode
+from swarm.metrics import Metrics, MetricsServer
+from swarm.nodeconfig import load_node_config
+from swarm.process import Context
+from swarm.remotes import load_peers
+
+
+def body(context: Context) -> ExitCode:
+    """Until SIGTERM. Raises CorruptFile for node.toml and state.json."""
+    paths = context.paths
+    if not paths.node_toml.exists():
+        return _wait_for_init(context)
+    config = load_node_config(paths.node_toml)
+    machine = Machine(load_peers(paths.state_json), join_addr=config.join_addr)
+    metrics = Metrics()
+    with Bus(paths.bus, topics.COORDINATOR, SUBSCRIPTIONS) as bus:
+        shell = Shell(context, bus, machine, metrics)
+        with MetricsServer(paths.metrics_socket(context.name), metrics):
+            shell.run()
+    return ExitCode.DONE
+
+
+def _wait_for_init(context: Context) -> ExitCode:
+    cause = f"{context.paths.node_toml} is absent; create the node with `swarmvisor init`"
+    context.log.info("%s", cause)
+    with Bus(context.paths.bus, topics.COORDINATOR) as bus:
+        bus.publish("node", topics.Node("uninitialized", cause=cause), cause="start")
+        while not context.stop.is_set():
+            bus.poll(None, fds=(context.stop.fileno(),))
+    return ExitCode.DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return process.run("coordinator", "Decides the node's role and whether its manager runs.", body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
