@@ -1,0 +1,155 @@
+"""The RPCs of the certificate authority (reference node-and-ca §5.5)."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import Any
+
+import grpc
+
+from procs.manager.authorization import caller_of
+from procs.manager.ca import issuance
+from procs.manager.ca.server import CAServer
+from procs.manager.status import Status, aborted, invalid_argument, not_found
+from procs.manager.store import Store, Tx, by
+from procs.manager.store.errors import AlreadyExists
+from swarm.api import ca_pb2, ca_pb2_grpc, objects_pb2, specs_pb2, types_pb2
+from swarm.identity import new_id
+
+# ruff: noqa: N802  (gRPC's method names)
+
+log = logging.getLogger(__name__)
+
+ID_ATTEMPTS = 4
+UNLOCK_SUBSYSTEM = "swarm-manager"
+NO_TOKEN = "A valid join token is necessary to join this cluster"
+
+
+class CAService(ca_pb2_grpc.CAServicer):
+    """Hands out the root and the unlock key; reads the store at each call."""
+
+    def __init__(self, store: Store, cluster_id: str) -> None:
+        self._store = store
+        self._cluster_id = cluster_id
+
+    def _cluster(self) -> objects_pb2.Cluster:
+        cluster = self._store.get(objects_pb2.Cluster, self._cluster_id)
+        if cluster is None:
+            raise aborted("CA signer is still starting")
+        return cluster
+
+    async def GetRootCACertificate(
+        self,
+        request: ca_pb2.GetRootCACertificateRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> ca_pb2.GetRootCACertificateResponse:
+        """The trust bundle; during a rotation still the old one, under which everything verifies."""
+        return ca_pb2.GetRootCACertificateResponse(certificate=self._cluster().root_ca.ca_cert)
+
+    async def GetUnlockKey(
+        self,
+        request: ca_pb2.GetUnlockKeyRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> ca_pb2.GetUnlockKeyResponse:
+        """The managers' unlock key, empty unless they are locked; its version is the cluster's."""
+        cluster = self._cluster()
+        response = ca_pb2.GetUnlockKeyResponse()
+        response.version.CopyFrom(cluster.meta.version)
+        if cluster.spec.encryption_config.auto_lock_managers:
+            for key in cluster.unlock_keys:
+                if key.subsystem == UNLOCK_SUBSYSTEM:
+                    response.unlock_key = key.key
+        return response
+
+
+class NodeCAService(ca_pb2_grpc.NodeCAServicer):
+    """Takes certificate requests and tells what became of them. Open to strangers: it looks at callers itself."""
+
+    def __init__(self, store: Store, server: CAServer, cluster_id: str) -> None:
+        self._store = store
+        self._server = server
+        self._cluster_id = cluster_id
+
+    async def IssueNodeCertificate(
+        self, request: ca_pb2.IssueNodeCertificateRequest, context: Any
+    ) -> ca_pb2.IssueNodeCertificateResponse:
+        """A node renews for itself; a stranger joins with a token, which decides the role."""
+        if not request.csr:
+            raise invalid_argument("InvalidArgument")
+        tokens = self._server.tokens()
+        caller = caller_of(context)
+        if caller.node_id:
+            return await self._renew(caller.node_id, request.csr)
+        # Both are compared, so that the time taken does not tell which one was close.
+        manager = _equal(request.token, tokens.manager)
+        worker = _equal(request.token, tokens.worker)
+        if not manager and not worker:
+            raise invalid_argument(NO_TOKEN)
+        role = types_pb2.NodeRole.MANAGER if manager else types_pb2.NodeRole.WORKER
+        return await self._join(role, request, caller.remote_addr)
+
+    async def _renew(self, node_id: str, csr: bytes) -> ca_pb2.IssueNodeCertificateResponse:
+        def write(tx: Tx) -> specs_pb2.NodeSpec.Membership.ValueType:
+            node = tx.get(objects_pb2.Node, node_id)
+            if node is None:
+                raise not_found(f"node {node_id} not found when attempting to renew certificate")
+            record = node.certificate
+            # Else it is the same request again, whose answer was lost.
+            if record.csr != csr or record.role != node.role:
+                tx.update(issuance.renewing(node, csr))
+            return node.spec.membership
+
+        membership = await self._store.update(write, cause="renewal")
+        return ca_pb2.IssueNodeCertificateResponse(node_id=node_id, node_membership=membership)
+
+    async def _join(
+        self, role: types_pb2.NodeRole.ValueType, request: ca_pb2.IssueNodeCertificateRequest, remote_addr: str
+    ) -> ca_pb2.IssueNodeCertificateResponse:
+        def write(tx: Tx) -> str:
+            for node in tx.find(objects_pb2.Node, by.role(role)):
+                # The same request again, from somebody who never got the answer: the same node (§11.2).
+                if node.certificate.csr == request.csr and not node.HasField("description"):
+                    return node.id
+            cluster = tx.get(objects_pb2.Cluster, self._cluster_id)
+            port = 0 if cluster is None else cluster.VXLANUDPPort
+            for _ in range(ID_ATTEMPTS):
+                node_id = new_id()
+                try:
+                    tx.create(issuance.joining(node_id, role, request.csr, request.availability, port))
+                except AlreadyExists:
+                    continue
+                return node_id
+            raise AlreadyExists
+
+        node_id = await self._store.update(write, cause="join")
+        log.info("node %s joins from %s as %s", node_id, remote_addr, types_pb2.NodeRole.Name(role).lower())
+        return ca_pb2.IssueNodeCertificateResponse(node_id=node_id, node_membership=specs_pb2.NodeSpec.ACCEPTED)
+
+    async def NodeCertificateStatus(
+        self,
+        request: ca_pb2.NodeCertificateStatusRequest,
+        context: Any,  # noqa: ARG002
+    ) -> ca_pb2.NodeCertificateStatusResponse:
+        """The node's certificate record, once it is in a final state; waits for that as long as the caller does."""
+        if not request.node_id:
+            raise invalid_argument("InvalidArgument")
+        self._server.check_running()
+        with self._server.changes_of(request.node_id) as changed:
+            while True:
+                node = self._store.get(objects_pb2.Node, request.node_id)
+                if node is None:
+                    raise not_found("NotFound")
+                record = node.certificate
+                if record.status.state in issuance.FINAL:
+                    return ca_pb2.NodeCertificateStatusResponse(status=record.status, certificate=record)
+                await changed.wait()
+                changed.clear()
+                try:
+                    self._server.check_running()
+                except Status as stopped:
+                    raise Status(grpc.StatusCode.CANCELLED, "context canceled") from stopped
+
+
+def _equal(given: str, token: str) -> bool:
+    return bool(token) and hmac.compare_digest(given.encode(), token.encode())

@@ -1,0 +1,1 @@
+"""The dispatcher: sessions with agents, their assignments and their reports (reference agent-and-dispatcher §5)."""

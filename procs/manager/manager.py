@@ -1,0 +1,370 @@
+"""The manager's shell: opens what it needs, serves, leads term after term, and says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import grpc.aio
+
+from ipc.aio import AsyncBus
+from ipc.topics import Certificate
+from ipc.topics import Manager as ManagerTopic
+from procs.manager import unserved
+from procs.manager.authorization import Authorizer, Identity
+from procs.manager.ca.server import CAServer
+from procs.manager.ca.service import CAService, NodeCAService
+from procs.manager.control import ControlService
+from procs.manager.dispatcher.dispatcher import Dispatcher
+from procs.manager.dispatcher.service import DispatcherService
+from procs.manager.founding import ensure_data_key, found, root_digest_held
+from procs.manager.gateway.front import Front
+from procs.manager.gateway.interceptor import Guard
+from procs.manager.gateway.listeners import listen_control, listen_remote
+from procs.manager.gateway.records import Listener, Records
+from procs.manager.gateway.server import make_server
+from procs.manager.gateway.tls import server_context
+from procs.manager.gauges import Gauges, MeteredStore, bus_samples, gateway_samples
+from procs.manager.health import CONTROL_API, RAFT, HealthService
+from procs.manager.members import SoleMember
+from procs.manager.orchestration.leader import lead
+from procs.manager.store import Store
+from procs.manager.store.sealing import SealedEngine, Sealer
+from procs.manager.store.sqlite import SqliteEngine
+from swarm.api import (
+    ca_pb2_grpc,
+    control_pb2_grpc,
+    dispatcher_pb2_grpc,
+    health_pb2_grpc,
+    logbroker_pb2_grpc,
+    objects_pb2,
+    raft_pb2_grpc,
+    resource_pb2_grpc,
+    watch_pb2_grpc,
+)
+from swarm.backoff import Backoff, BackoffPolicy
+from swarm.clock import Clock, SystemClock
+from swarm.errors import BadInput, CorruptFile, Locked, SwarmvisorError
+from swarm.exits import ExitCode
+from swarm.files import write_atomic
+from swarm.logs import set_node_id
+from swarm.metrics import Metrics, MetricsServer
+from swarm.nodeconfig import NodeConfig, load_node_config, split_host_port
+from swarm.pki.credentials import CertificateExpired, Credentials, load_credentials
+from swarm.process import Context
+
+ENGINE = "ENGINE"
+"""File in `manager/` that names the store's engine."""
+STORE = "store.db"
+
+STOP_GRACE = 0.5
+"""Seconds that calls under way get when the process stops."""
+TERM_BACKOFF = BackoffPolicy(base=0.2, factor=2.0, cap=10.0)
+TERM_HEALTHY = 60.0
+"""Seconds after which a term's end counts as the first failure again."""
+
+
+async def run_manager(context: Context, stop: asyncio.Event) -> ExitCode:
+    """Be the manager until `stop`, or until there is a reason to end (see ExitCode)."""
+    async with AsyncBus(context.paths.bus, "manager", ("certificate",)) as bus:
+        bus.publish("manager", ManagerTopic(state="starting"))
+        try:
+            code = await _run(context, stop, bus)
+        except SwarmvisorError as error:
+            bus.publish("manager", ManagerTopic(state="stopped", why=error.describe()))
+            raise
+        bus.publish("manager", ManagerTopic(state="stopped", why=code.name.lower().replace("_", " ")))
+        return code
+
+
+async def _run(context: Context, stop: asyncio.Event, bus: AsyncBus) -> ExitCode:
+    config = load_node_config(context.paths.node_toml)
+    credentials = await _credentials(context, stop, bus)
+    if credentials is None:
+        return ExitCode.DONE
+    if credentials.role != "manager":
+        context.log.warning("the certificate says %s: nothing to manage", credentials.role)
+        return ExitCode.ROLE_LOST
+    set_node_id(credentials.node_id)
+    async with AsyncExitStack() as stack:
+        manager = await Manager.open(context, config, credentials, bus, SystemClock(), stack)
+        return await manager.serve(stop)
+
+
+async def _credentials(context: Context, stop: asyncio.Event, bus: AsyncBus) -> Credentials | None:
+    """The node's credentials; waits for the renewer where they are missing, locked or expired. None: asked to stop."""
+    updates = bus.updates()
+    while not stop.is_set():
+        try:
+            return await asyncio.to_thread(load_credentials, context.paths)
+        except FileNotFoundError as error:
+            why = f"waiting for a certificate: {error.filename} is missing"
+        except (Locked, CertificateExpired) as error:
+            why = f"waiting for the renewer: {error.describe()}"
+        context.log.info("%s", why)
+        bus.publish("manager", ManagerTopic(state="starting", why=why))
+        waits = {asyncio.ensure_future(anext(updates)), asyncio.ensure_future(stop.wait())}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+    return None
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a manager is found."""
+
+    bound: str
+    """What the remote API listens on, `HOST:PORT`."""
+    advertised: str
+    """What peers are told. An unspecified host is for them to replace by where they reached us."""
+
+
+class Manager:
+    """Everything open. Made by `open`, which also sees to the closing, in reverse order."""
+
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        bus: AsyncBus,
+        clock: Clock,
+        store: MeteredStore,
+        addresses: Addresses,
+    ) -> None:
+        self._context = context
+        self._log = context.log
+        self._credentials = credentials
+        self._bus = bus
+        self._clock = clock
+        self._store = store
+        self._addresses = addresses
+        self._records: Records = {}
+        identity = Identity(credentials.node_id, credentials.cluster_id, addresses.advertised)
+        self._guard = Guard(self._records, Authorizer(store, identity, clock))
+        self._ca = CAServer(store, credentials.cluster_id)
+        self._dispatcher = Dispatcher(store, clock, credentials.node_id)
+        self._health = HealthService()
+        self._log_broker = unserved.LogBrokerService()
+        self._metrics = Metrics()
+        self._gauges = Gauges(self._metrics, credentials.cluster_id, credentials.node_id)
+        self._front: Front | None = None
+        self._state = ManagerTopic(
+            state="starting",
+            control_socket=str(context.paths.control_socket),
+            remote_addr=addresses.bound,
+            advertise_addr=addresses.advertised,
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        context: Context,
+        config: NodeConfig,
+        credentials: Credentials,
+        bus: AsyncBus,
+        clock: Clock,
+        stack: AsyncExitStack,
+    ) -> Manager:
+        """Open store and sockets, found the swarm where it is new, and start to serve."""
+        paths = context.paths
+        tls = _context(credentials)  # before anything is created: a key that does not fit is a refusal
+        remote, bound = listen_remote(config.listen_addr)
+        stack.callback(remote.close)
+        control = listen_control(paths.control_socket)
+        stack.callback(paths.control_socket.unlink, missing_ok=True)
+        stack.callback(control.close)
+        store = await _open_store(context, credentials, clock)
+        stack.push_async_callback(store.close)
+        manager = cls(context, credentials, bus, clock, store, Addresses(bound, _advertised(config, bound)))
+        store.measure(manager._metrics)
+        await store.update(lambda tx: found(tx, paths, credentials, config), cause="founding")
+        members = await SoleMember.load(store, credentials.node_id, manager._addresses.advertised)
+        server = make_server(manager._guard, paths.gateway_socket)
+        manager._register(server, members)
+        front = manager._front = Front(manager._records, paths.gateway_socket, tls)
+        stack.push_async_callback(front.close)
+        await server.start()
+        stack.push_async_callback(server.stop, STOP_GRACE)
+        front.listen(remote, Listener.REMOTE)
+        front.listen(control, Listener.CONTROL)
+        manager._metrics.add_source(lambda: gateway_samples(front, manager._guard))
+        manager._metrics.add_source(lambda: bus_samples(lambda: bus.counters))
+        stack.enter_context(MetricsServer(paths.metrics_socket("manager"), manager._metrics))
+        return manager
+
+    def _register(self, server: grpc.aio.Server, members: SoleMember) -> None:
+        store, cluster_id = self._store, self._credentials.cluster_id
+        ca_pb2_grpc.add_CAServicer_to_server(CAService(store, cluster_id), server)
+        ca_pb2_grpc.add_NodeCAServicer_to_server(NodeCAService(store, self._ca, cluster_id), server)
+        dispatcher = DispatcherService(store, self._dispatcher, members)
+        dispatcher_pb2_grpc.add_DispatcherServicer_to_server(dispatcher, server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlService(store, members, self._clock), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        logbroker_pb2_grpc.add_LogBrokerServicer_to_server(self._log_broker, server)
+        logbroker_pb2_grpc.add_LogsServicer_to_server(unserved.LogsService(), server)
+        watch_pb2_grpc.add_WatchServicer_to_server(unserved.WatchService(), server)
+        resource_pb2_grpc.add_ResourceAllocatorServicer_to_server(unserved.ResourceAllocatorService(), server)
+        raft_pb2_grpc.add_RaftServicer_to_server(unserved.RaftService(), server)
+        raft_pb2_grpc.add_RaftMembershipServicer_to_server(unserved.RaftMembershipService(), server)
+
+    async def serve(self, stop: asyncio.Event) -> ExitCode:
+        """Lead and follow the node's certificate until one of them ends, or `stop`."""
+        self._health.set(RAFT, True)
+        self._health.set(CONTROL_API, True)
+        self._state = replace(self._state, state="ready", leader=True)
+        self._publish()
+        self._log.info(
+            "ready: remote API on %s, control socket %s", self._state.remote_addr, self._state.control_socket
+        )
+        tasks: dict[str, asyncio.Task[ExitCode]] = {
+            name: asyncio.create_task(body, name=name)
+            for name, body in {
+                "stop": _stopped(stop),
+                "store": self._store_failure(),
+                "terms": self._terms(),
+                "objects": self._follow_objects(),
+                "certificate": self._follow_certificate(),
+            }.items()
+        }
+        try:
+            done, _ = await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            return next(iter(done)).result()
+        finally:
+            self._health.set(RAFT, False)
+            self._health.set(CONTROL_API, False)
+            self._log_broker.close()
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    # -- what runs ----------------------------------------------------------------------------------
+
+    async def _terms(self) -> ExitCode:
+        """One task group per term; a component that dies ends it, and after a pause the next one begins."""
+        backoff = Backoff(TERM_BACKOFF)
+        while True:
+            started = self._clock.monotonic()
+            self._gauges.leader.set(1)
+            try:
+                async with asyncio.TaskGroup() as term:
+                    for name, component in (
+                        ("dispatcher", self._dispatcher.run),
+                        ("ca", self._ca.run),
+                        ("orchestration", functools.partial(lead, self._store, self._clock)),
+                    ):
+                        term.create_task(_never_ends(name, component), name=name)
+            except ExceptionGroup as group:
+                self._gauges.leader.set(0)
+                if self._clock.monotonic() - started > TERM_HEALTHY:
+                    backoff.reset()
+                pause = backoff.failed()
+                self._log.error("the term ended; the next one begins in %.1f s", pause, exc_info=group)
+                await asyncio.sleep(pause)
+
+    async def _store_failure(self) -> ExitCode:
+        error = await self._store.failed()
+        raise error
+
+    async def _follow_objects(self) -> ExitCode:
+        """Keep the gauges, and the root digest on the bus, true to the committed store."""
+        async with self._store.watch() as counted, self._store.watch() as clusters, asyncio.TaskGroup() as group:
+            self._publish_root()
+            group.create_task(self._gauges.follow(self._store, counted))
+            async for commit in clusters:
+                if any(isinstance(event.object, objects_pb2.Cluster) for event in commit.events):
+                    self._publish_root()
+        raise RuntimeError("the store's watch ended")
+
+    async def _follow_certificate(self) -> ExitCode:
+        """Serve with the newest certificate; end when it does not say manager any more."""
+        async for value in self._bus.updates():
+            body = value.body
+            if value.topic != "certificate" or not isinstance(body, Certificate) or body.state != "valid":
+                continue
+            held = self._credentials
+            if (body.fingerprint, body.root_digest) == (held.fingerprint, held.root_digest):
+                continue
+            try:
+                fresh = await asyncio.to_thread(load_credentials, self._context.paths)
+                context = _context(fresh)
+            except (OSError, SwarmvisorError) as error:
+                self._log.error("a new certificate cannot be used, serving with the old one: %s", error)
+                continue
+            if fresh.role != "manager":
+                self._log.warning("the certificate says %s now: ending", fresh.role)
+                return ExitCode.ROLE_LOST
+            self._credentials = fresh
+            if self._front is not None:
+                self._front.use(context)
+            self._log.info("serving with certificate %s, valid until %d", fresh.fingerprint[:16], fresh.not_after)
+        raise RuntimeError("the bus ended")
+
+    # -- words --------------------------------------------------------------------------------------
+
+    def _publish_root(self) -> None:
+        cluster = self._store.get(objects_pb2.Cluster, self._credentials.cluster_id)
+        self._state = replace(self._state, root_digest_held=root_digest_held(cluster))
+        self._publish()
+
+    def _publish(self) -> None:
+        self._bus.publish("manager", self._state)
+
+
+async def _stopped(stop: asyncio.Event) -> ExitCode:
+    await stop.wait()
+    return ExitCode.DONE
+
+
+async def _never_ends(name: str, component: Callable[[], Awaitable[None]]) -> None:
+    await component()
+    raise RuntimeError(f"{name} ended by itself")
+
+
+def _context(credentials: Credentials) -> ssl.SSLContext:
+    return server_context(credentials.certificate_pem, credentials.key_pem, credentials.root_pem)
+
+
+async def _open_store(context: Context, credentials: Credentials, clock: Clock) -> MeteredStore:
+    directory = context.paths.manager
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine_file, store_file = directory / ENGINE, directory / STORE
+    try:
+        engine = engine_file.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        engine = "sqlite"
+        write_atomic(engine_file, f"{engine}\n".encode())
+    except UnicodeDecodeError as error:
+        raise CorruptFile(engine_file, "is not text", remedy="write `sqlite` into it") from error
+    if engine != "sqlite":
+        raise CorruptFile(engine_file, f"names the engine {engine!r}, this version knows sqlite", remedy="update")
+    data_key = await asyncio.to_thread(ensure_data_key, context.paths, store_file.exists())
+    sealer = Sealer(credentials.cluster_id, data_key)
+    sealed = SealedEngine(SqliteEngine(store_file, node_id=credentials.node_id), sealer)
+    try:
+        store: Store = await MeteredStore.open(sealed, clock=clock)
+    except CorruptFile as error:
+        if error.path == str(store_file):
+            raise
+        # It names a key of the store; the operator needs the file.
+        raise CorruptFile(store_file, error.message, remedy=error.remedy) from error
+    if not isinstance(store, MeteredStore):
+        raise TypeError("Store.open made another class")
+    return store
+
+
+def _advertised(config: NodeConfig, bound: str) -> str:
+    """What peers are told: the operator's word, else the unspecified host with our port (reference manager §1.2)."""
+    if not config.advertise_addr:
+        host, port = split_host_port(config.listen_addr, "listen_addr")
+        return bound if host not in ("", "0.0.0.0", "::") else f"0.0.0.0:{bound.rpartition(':')[2] or port}"
+    host, port = split_host_port(config.advertise_addr, "advertise_addr")
+    if port:
+        return config.advertise_addr
+    if not host:
+        raise BadInput("advertise_addr: names no host")
+    return f"{config.advertise_addr.rpartition(':')[0]}:{bound.rpartition(':')[2]}"
