@@ -1,0 +1,1 @@
+"""What the leader does to make tasks follow services: small components on one ordered stream of commits."""
