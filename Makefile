@@ -4,17 +4,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SWARMVISOR := $(BIN)/swarmvisor
 PYTEST_FLAGS ?=
 
-.PHONY: up down test lint types contracts bench proto fmt clean
+# For `make up`: options of `swarmvisor up`, such as --listen-addr 127.0.0.1:2377
+UP_FLAGS ?=
 
-up: $(READY) ## a running one-node swarm with a running service
-	@$(BIN)/python -m tests.demo up
+# What the example service runs, twice. ($$ is make's way to write $.)
+HELLO := n=0; while sleep 5; do n=$$((n + 1)); echo "hello number $$n from process $$$$"; done
+
+.PHONY: up down test lint types contracts bench bytecode proto fmt clean
+
+up: bytecode ## a running one-node swarm with a running service
+	@$(SWARMVISOR) up --init --no-wait $(UP_FLAGS)
+	@$(SWARMVISOR) wait ready >/dev/null
+	@if $(SWARMVISOR) service ls -o json | grep -q '"name": "hello"'; then \
+	    $(SWARMVISOR) service wait hello; \
+	else \
+	    $(SWARMVISOR) service create hello --replicas 2 -- sh -c '$(HELLO)' >/dev/null && echo "Service hello is created."; \
+	fi
+	@echo; $(SWARMVISOR) status
+	@echo; $(SWARMVISOR) service ps hello
+	@printf '\nWhat next:\n'
+	@printf '  %s\n' '$(SWARMVISOR) task logs -f hello.1' '$(SWARMVISOR) service scale hello=5' \
+	    '$(SWARMVISOR) debug ps' '$(SWARMVISOR) --help' 'make down'
 
 down: $(READY) ## end it: no process, socket or cgroup is left
-	@$(BIN)/swarmvisor down
+	@$(SWARMVISOR) down
 
-test: $(READY) lint types contracts ## everything that must hold
+test: bytecode lint types contracts ## everything that must hold
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(READY)
@@ -27,7 +45,7 @@ types: $(READY)
 contracts: $(READY)
 	$(BIN)/lint-imports
 
-bench: $(READY) ## the figures that the issues ask for
+bench: bytecode ## the figures that the issues ask for
 	@$(BIN)/python -m tests.bench
 
 proto: $(READY) ## regenerate swarm/api from its .proto files
@@ -41,7 +59,13 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swarmvisor needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swarmvisor needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)")'
+	@echo "Building $(VENV)/ (once; half a minute) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# As an installation does: without it, and with PYTHONDONTWRITEBYTECODE set or no right to write here, every process of
+# a node compiles its modules at each start, which doubles the time until it is ready.
+bytecode: $(READY)
+	@$(BIN)/python -m compileall -q ipc procs swarm

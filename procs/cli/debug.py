@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,8 @@ import click
 
 from ipc.bus import Bus, Value
 from ipc.topics import FAMILIES, TOPICS
-from procs.cli.output import FORMATS, print_json, table
+from procs.cli.output import FORMATS, Column, ago, print_json, table
+from procs.cli.status import PROCESS_COLUMNS, process_row
 from swarm.errors import BadInput, Refused, TimedOut, Unreachable
 from swarm.paths import PROCESSES, RUNTIME_DIR_VARIABLE, STATE_DIR_VARIABLE, Paths
 from swarm.supervisor_rpc import SupervisorClient
@@ -33,13 +34,25 @@ QUIET = 0.3
 DUMP_DEADLINE = 5.0
 STOP_DEADLINE = 30.0
 
-PROCESS_COLUMNS = (
-    ("PROCESS", "name"),
-    ("STATE", "state"),
-    ("PID", "pid"),
-    ("LAST END", "last_end"),
+TOPIC_COLUMNS = (
+    Column("TOPIC", "topic"),
+    Column("OWNER", "proc"),
+    Column("SAID", lambda row: ago(row["at"] / 1e9)),
+    Column("SEQ", "seq"),
+    Column("VALUE", lambda row: gist(row["topic"], row["body"]), cut=True),
 )
-TOPIC_COLUMNS = (("TOPIC", "topic"), ("OWNER", "owner"), ("AGE", "age"), ("SEQ", "seq"), ("VALUE", "value"))
+
+GIST = {
+    "certificate": ("state", "role", "attempt", "why"),
+    "node.changes": ("desired_role", "observed_role", "availability"),
+    "managers": ("managers",),
+    "role": ("current", "expected", "why"),
+    "remotes": ("managers",),
+    "node": ("state", "step", "cause"),
+    "manager": ("state", "leader", "why"),
+    "agent": ("state", "manager_addr", "tasks", "why"),
+}
+"""The fields of each topic that the table of `debug ps` has room for; `-o json` and `debug bus` show all."""
 
 
 @click.group("debug")
@@ -51,10 +64,10 @@ def group() -> None:
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.pass_obj
 def processes(paths: Paths, output: str) -> None:
-    """Show the node's processes, its role, and how old every topic of the bus is."""
+    """Show the node's processes, and what is said on its bus: by whom, since when."""
     values = snapshot(paths)
     rows = [process_row(v.body) for t, v in sorted(values.items()) if t.startswith("process.")]
-    topics = [topic_row(v) for t, v in sorted(values.items()) if not t.startswith(("process.", "task."))]
+    topics = [value_row(v) for t, v in sorted(values.items()) if not t.startswith(("process.", "task."))]
     if output == "json":
         print_json({"processes": rows, "topics": topics})
         return
@@ -162,27 +175,16 @@ def snapshot(paths: Paths) -> dict[str, Value]:
         return bus.values()
 
 
-def process_row(body: Any) -> dict[str, Any]:
-    if body.signal:
-        end = signal.Signals(body.signal).name
-    elif body.exit_code >= 0:
-        end = f"exit {body.exit_code}{'' if body.expected else ' (unexpected)'}"
-    else:
-        end = ""
-    return {"name": body.name, "state": body.state, "pid": body.pid or "", "last_end": end}
-
-
-def topic_row(value: Value) -> dict[str, Any]:
-    age = max(0.0, time.time_ns() / 1e9 - value.at / 1e9)
-    shown = {k: v for k, v in readable(asdict(value.body)).items() if v not in ("", 0, False, [], {})}
-    return {
-        "topic": value.topic,
-        "owner": f"{value.proc} ({value.pid})",
-        "age": f"{age:.1f} s",
-        "seq": value.seq,
-        "value": " ".join(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in shown.items()),
-        "body": readable(asdict(value.body)),
-    }
+def gist(topic: str, body: Mapping[str, Any]) -> str:
+    """What a topic says, in few words: the fields of `GIST` that say something."""
+    words = []
+    for name in GIST[topic]:
+        value = body[name]
+        if name == "managers":
+            words += [f"{manager['addr']} (weight {manager['weight']})" for manager in value]
+        elif value not in ("", 0, False):
+            words.append(name if value is True else f"{name}={value}")
+    return " ".join(words)
 
 
 def value_row(value: Value) -> dict[str, Any]:

@@ -25,8 +25,9 @@ OURS = (
 )
 """Everything that a node makes (DESIGN §5), as patterns."""
 
-HARMLESS = ("lost+found", "logs", ".lock.*", "certificates")
-"""What `init` may find: an empty file system, what processes without a node.toml leave, an operator's root key."""
+HARMLESS = ("lost+found", "logs", ".lock.*", "certificates", "bundles")
+"""What `init` may find and `leave` may leave: an empty file system, what processes without a node.toml leave, an
+operator's root key and bundles."""
 
 _OPERATORS = ("swarm-root-ca.crt", "swarm-root-ca.key")
 

@@ -37,7 +37,12 @@ def _labels(_context: click.Context, _parameter: click.Parameter, values: tuple[
 @click.option("--availability", type=click.Choice(AVAILABILITIES), default="active", show_default=True)
 @click.option("--no-start", is_flag=True, help="Create the node only; start it with `up`.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=lifecycle.READY_TIMEOUT, show_default=True, metavar="S"
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=lifecycle.READY_TIMEOUT,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait until the node is ready.",
 )
 @click.pass_obj
 def command(

@@ -6,9 +6,12 @@ JSON is a contract: keys and their types are documented in docs/cli.md and only 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -16,6 +19,32 @@ import click
 FORMATS = ("table", "json")
 
 Row = Mapping[str, Any]
+
+GAP = "   "
+NARROW = 24
+"""Cells: a last column with less room than this is not worth wrapping into."""
+
+ID_SHOWN = 12
+"""Characters of an id in a table, as Docker shows them; every command takes an unambiguous beginning of an id."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    heading: str
+    value: str | Callable[[Row], Any]
+    """A key of the row, or what to make of the row."""
+    cut: bool = False
+    """On a terminal its end may be cut off (the last column only)."""
+
+    def of(self, row: Row) -> Any:
+        return row[self.value] if isinstance(self.value, str) else self.value(row)
+
+
+def short_id(row: Row) -> str:
+    """The beginning of a row's id."""
+    return str(row["id"])[:ID_SHOWN]
 
 
 def listing_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,8 +55,8 @@ def listing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def show(rows: Sequence[Row], columns: Sequence[tuple[str, str]], *, output: str, quiet: bool, key: str = "id") -> None:
-    """Print `rows`; `columns` are (heading, key of the row) and only concern the table."""
+def show(rows: Sequence[Row], columns: Sequence[Column], *, output: str, quiet: bool, key: str = "id") -> None:
+    """Print `rows`; `columns` only concern the table."""
     if quiet:
         for row in rows:
             click.echo(row[key])
@@ -41,27 +70,44 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> None:
-    """A table without frames. On a terminal long cells wrap; in a pipe every row is one line, nothing is cut."""
-    # late: rich costs 40 ms, which `-q` and `-o json` need not pay
-    from rich.console import Console
-    from rich.table import Table
+def table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    """A table without frames. In a pipe every row is one line and nothing is cut."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for position, line in enumerate(layout(rows, columns, width)):
+        click.secho(line, bold=position == 0)
 
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, soft_wrap=False)
-    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", show_edge=False)
-    for position, (heading, _) in enumerate(columns):
-        shown.add_column(heading, overflow="fold", no_wrap=position < len(columns) - 1)
-    for row in rows:
-        shown.add_row(*(plain(row[key]) for _, key in columns))
-    console.print(shown)
+
+def layout(rows: Sequence[Row], columns: Sequence[Column], width: int | None = None) -> list[str]:
+    """The table's lines, the headings first. With a `width`, the last column is fitted into it: cut if it may be,
+    else wrapped, and where there is no room for that beside the others, put beneath them."""
+    from rich.cells import cell_len, set_cell_size  # late: `-q` and `-o json` need no widths
+
+    cells = [[plain(column.of(row)) for column in columns] for row in rows]
+    widths = [
+        max([cell_len(column.heading), *(cell_len(line[n]) for line in cells)]) for n, column in enumerate(columns)
+    ]
+    indent = sum(widths[:-1]) + len(GAP) * (len(columns) - 1)
+    room = max(0, width - indent) if width is not None else widths[-1]
+    beneath = widths[-1] > room and room < NARROW and not columns[-1].cut
+
+    def line(cells: Sequence[str]) -> str:
+        return GAP.join([set_cell_size(c, w) for c, w in zip(cells, widths, strict=False)]).rstrip()
+
+    lines = [line([column.heading for column in columns[: -1 if beneath else None]])]
+    for *first, last in cells:
+        if columns[-1].cut and cell_len(last) > room:
+            lines.append(line([*first, set_cell_size(last, max(0, room - 1)).rstrip() + "…"]))
+        elif beneath:
+            lines += [line(first), *(f"    {part}" for part in textwrap.wrap(last, max(NARROW, (width or 0) - 4)))]
+        else:
+            parts = textwrap.wrap(last, max(1, room)) or [""]
+            lines += [line([*first, parts[0]]), *(f"{'':{indent}}{part}" for part in parts[1:])]
+    return lines
 
 
 def plain(value: Any) -> str:
-    """A cell's text, safe from rich's markup."""
-    # late: only tables need it
-    from rich.markup import escape
-
-    return escape(str(value))
+    """A cell's text on one line, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in str(value))
 
 
 def ago(unix_seconds: float) -> str:

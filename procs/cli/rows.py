@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from procs.cli.control import short_name
-from procs.cli.output import ago
+from procs.cli.output import Column, ago, short_id
 from swarm.api import objects_pb2, specs_pb2, types_pb2
 
 NODE_COLUMNS = (
-    ("ID", "mark"),
-    ("HOSTNAME", "hostname"),
-    ("STATUS", "status"),
-    ("AVAILABILITY", "availability"),
-    ("MANAGER STATUS", "manager_status"),
+    Column("ID", lambda row: f"{short_id(row)} *" if row["self"] else short_id(row)),
+    Column("HOSTNAME", "hostname"),
+    Column("STATUS", "status"),
+    Column("AVAILABILITY", "availability"),
+    Column("MANAGER STATUS", "manager_status"),
 )
 SERVICE_COLUMNS = (
-    ("ID", "id"),
-    ("NAME", "name"),
-    ("MODE", "mode"),
-    ("REPLICAS", "replicas"),
-    ("IMAGE", "image"),
-    ("COMMAND", "command_line"),
+    Column("ID", short_id),
+    Column("NAME", "name"),
+    Column("MODE", "mode"),
+    Column("REPLICAS", "replicas"),
+    Column("IMAGE", "image"),
+    Column("COMMAND", lambda row: shlex.join(row["command"]), cut=True),
 )
 TASK_COLUMNS = (
-    ("ID", "id"),
-    ("NAME", "name"),
-    ("NODE", "node"),
-    ("DESIRED STATE", "desired_state"),
-    ("CURRENT STATE", "current"),
-    ("ERROR", "reason"),
+    Column("ID", short_id),
+    Column("NAME", "name"),
+    Column("NODE", "node"),
+    Column("DESIRED STATE", "desired_state"),
+    Column("CURRENT STATE", lambda row: f"{row['state']} {ago(row['timestamp'])}".rstrip()),
+    Column("ERROR", "reason"),
 )
 
 DEAD = types_pb2.COMPLETE
@@ -52,7 +53,6 @@ def node_row(node: objects_pb2.Node, self_id: str = "") -> dict[str, Any]:
         status = ""
     return {
         "id": node.id,
-        "mark": f"{node.id} *" if node.id == self_id else node.id,
         "self": node.id == self_id,
         "hostname": node.description.hostname,
         "status": types_pb2.NodeStatus.State.Name(node.status.state).lower(),
@@ -72,7 +72,6 @@ def node_row(node: objects_pb2.Node, self_id: str = "") -> dict[str, Any]:
 
 def service_row(service: objects_pb2.Service, running: int, desired: int) -> dict[str, Any]:
     container = service.spec.task.container
-    argv = [*container.command, *container.args]
     return {
         "id": service.id,
         "name": service.spec.annotations.name,
@@ -81,8 +80,7 @@ def service_row(service: objects_pb2.Service, running: int, desired: int) -> dic
         "running": running,
         "desired": desired,
         "image": container.image,
-        "command": argv,
-        "command_line": " ".join(argv),
+        "command": [*container.command, *container.args],
         "labels": dict(service.spec.annotations.labels),
         "version": service.meta.version.index,
     }
@@ -91,8 +89,7 @@ def service_row(service: objects_pb2.Service, running: int, desired: int) -> dic
 def task_row(task: objects_pb2.Task, hostnames: Mapping[str, str]) -> dict[str, Any]:
     status = task.status
     since = status.timestamp.seconds + status.timestamp.nanos / 1e9
-    state = state_name(status.state)
-    row: dict[str, Any] = {
+    return {
         "id": task.id,
         "name": short_name(task),
         "service_id": task.service_id,
@@ -100,8 +97,7 @@ def task_row(task: objects_pb2.Task, hostnames: Mapping[str, str]) -> dict[str, 
         "node_id": task.node_id,
         "node": hostnames.get(task.node_id, task.node_id),
         "desired_state": state_name(task.desired_state),
-        "state": state,
-        "current": f"{state} {ago(since)}".rstrip(),
+        "state": state_name(status.state),
         "timestamp": since,
         "message": status.message,
         "error": status.err,
@@ -109,7 +105,6 @@ def task_row(task: objects_pb2.Task, hostnames: Mapping[str, str]) -> dict[str, 
         "pid": status.container.pid,
         "exit_code": status.container.exit_code if status.state >= DEAD else None,
     }
-    return row
 
 
 def reason(task: objects_pb2.Task) -> str:

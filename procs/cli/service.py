@@ -186,6 +186,17 @@ def _scale(control: Control, name: str, replicas: int) -> objects_pb2.Service:
     return updated
 
 
+@group.command("wait")
+@click.argument("names", nargs=-1, required=True, metavar="SERVICE...")
+@click.option("--timeout", type=float, default=convergence.DEFAULT_TIMEOUT, show_default=True, help="Seconds to wait.")
+@click.pass_obj
+def wait(paths: Paths, names: tuple[str, ...], timeout: float) -> None:
+    """Wait until services run as they should: after `swarmvisor up`, or after changes made with --detach."""
+    with connect(paths) as control:
+        for service_id in [control.find_service(name).id for name in names]:
+            convergence.wait_service(control, service_id, timeout=timeout)
+
+
 @group.command("rm")
 @click.argument("names", nargs=-1, required=True, metavar="SERVICE...")
 @convergence.waiting_options

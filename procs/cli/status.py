@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,13 +12,31 @@ import click
 from ipc import topics
 from procs.cli import certificate
 from procs.cli.observed import View, explain_end, is_hopeless, last_error, look
-from procs.cli.output import FORMATS, print_json, table
+from procs.cli.output import FORMATS, Column, Row, print_json, table
 from swarm.errors import CorruptFile
 from swarm.nodeconfig import NodeConfig, load_node_config
 from swarm.paths import Paths
 from swarm.remotes import load_peers
 
-_COLUMNS = (("PROCESS", "name"), ("STATE", "state"), ("PID", "pid"), ("LAST END", "last_end"))
+
+def last_end(process: Row) -> str:
+    """How a process ended last, in words; empty: it never did."""
+    if process["signal"]:
+        return signal.strsignal(process["signal"]) or f"signal {process['signal']}"
+    if process["exit_code"] < 0:
+        return ""
+    return f"exit {process['exit_code']}{'' if process['expected'] else ' (unexpected)'}"
+
+
+PROCESS_COLUMNS = (
+    Column("PROCESS", "name"),
+    Column("STATE", "state"),
+    Column("PID", lambda row: row["pid"] or ""),
+    Column("LAST END", last_end),
+)
+
+
+_NEVER_ENDED = {"exit_code": -1, "signal": 0, "expected": True}
 
 
 @click.command("status")
@@ -158,12 +177,19 @@ def _task_count(paths: Paths, view: View) -> int:
 
 
 def _process(process: topics.Process, view: View) -> dict[str, Any]:
-    # The workload of a supervisord that was killed, or of before `down --keep-tasks`: alive, but nobody's program.
-    adopted = process.name == topics.WORKLOAD and not process.pid and view.workload_pid != 0
+    row = process_row(process)
+    if process.name == topics.WORKLOAD and not process.pid and view.workload_pid:
+        # The workload of a supervisord that was killed, or of before `down --keep-tasks`: alive, but nobody's program.
+        row.update(state="ADOPTED", pid=view.workload_pid)
+    return row
+
+
+def process_row(process: topics.Process) -> dict[str, Any]:
+    """A program of the node's supervisord as a row of `status` and `debug ps`."""
     return {
         "name": process.name,
-        "state": "ADOPTED" if adopted else process.state,
-        "pid": view.workload_pid if adopted else process.pid,
+        "state": process.state,
+        "pid": process.pid,
         "exit_code": process.exit_code,
         "signal": process.signal,
         "expected": process.expected,
@@ -190,8 +216,7 @@ def print_report(report: dict[str, Any]) -> None:
     if report["manager"] and report["manager"]["listen_addr"]:
         lines.append(("Remote API", report["manager"]["listen_addr"]))
     if report["agent"]:
-        session = report["agent"]["manager_addr"] or "no manager"
-        lines.append(("Agent", f"{report['agent']['state']} ({session})"))
+        lines.append(("Agent", _agent_in_words(report["agent"])))
     lines.append(("Tasks", _tasks_in_words(report)))
     lines.append(("State", report["paths"]["state"]))
     if not report["isolated_tasks"]:
@@ -199,27 +224,24 @@ def print_report(report: dict[str, Any]) -> None:
     lines += [("Trouble", text) for text in report["trouble"]]
     for name, text in lines:
         click.echo(f"{name:<12} {text}")
-    rows = [{**p, "pid": p["pid"] or "", "last_end": _last_end(p)} for p in report["processes"]]
-    if rows:
+    if report["processes"]:
+        main = {"name": "supervisord", "state": "RUNNING", "pid": report["supervisord"]["pid"], **_NEVER_ENDED}
         click.echo()
-        table(
-            [{"name": "supervisord", "state": "RUNNING", "pid": report["supervisord"]["pid"], "last_end": ""}, *rows],
-            _COLUMNS,
-        )
+        table([main, *report["processes"]], PROCESS_COLUMNS)
 
 
 def _leader(manager: dict[str, Any] | None) -> str:
     return " (leader)" if manager and manager["leader"] else ""
 
 
+def _agent_in_words(agent: dict[str, Any]) -> str:
+    addr = agent["manager_addr"]
+    if not addr:
+        return f"{agent['state']}, without a manager{': ' + agent['why'] if agent['why'] else ''}"
+    return f"{agent['state']}, in session with {'the manager here' if addr == 'local' else addr}"
+
+
 def _tasks_in_words(report: dict[str, Any]) -> str:
     workload = report["workload"]
-    if workload["running"]:
-        return f"{workload['tasks']}, under the workload's supervisord (process {workload['pid']})"
-    return str(workload["tasks"])
-
-
-def _last_end(process: dict[str, Any]) -> str:
-    if process["signal"]:
-        return f"signal {process['signal']}"
-    return f"exit {process['exit_code']}" if process["exit_code"] >= 0 else ""
+    count = f"{workload['tasks']} {'assigned' if report['agent'] else 'on disk'}"
+    return f"{count}, under supervisord {workload['pid']}" if workload["running"] else count

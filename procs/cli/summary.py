@@ -10,21 +10,22 @@ import click
 
 from ipc import topics
 from procs.cli.observed import look
-from procs.cli.output import table
+from procs.cli.output import Column, table
+from procs.cli.supervisord_conf import PROGRAMS
 from swarm.paths import Paths, find_paths
 
-_COLUMNS = (("PROCESS", "name"), ("PID", "pid"), ("STATE", "state"))
+_COLUMNS = (Column("PROCESS", "name"), Column("PID", "pid"), Column("WHAT IT DOES", "why"))
+_SUPERVISORD = "starts the others, and starts them again"
 
 
 def print_running(paths: Paths) -> None:
     """Who runs, and where the node is reached."""
     view = look(paths)
-    rows: list[dict[str, object]] = [{"name": "supervisord", "pid": view.supervisor_pid, "state": "RUNNING"}]
-    rows += [
-        {"name": process.name, "pid": process.pid, "state": process.state}
-        for process in sorted(view.processes.values(), key=lambda p: p.pid)
-        if process.pid
-    ]
+    rows: list[dict[str, object]] = [{"name": "supervisord", "pid": view.supervisor_pid, "why": _SUPERVISORD}]
+    for program in PROGRAMS:
+        process = view.processes.get(program.name)
+        if process is not None and process.pid:
+            rows.append({"name": program.name, "pid": process.pid, "why": program.why})
     table(rows, _COLUMNS)
     manager = view.body("manager", topics.Manager)
     if manager is not None and manager.remote_addr:

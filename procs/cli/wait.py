@@ -14,7 +14,12 @@ from swarm.paths import Paths
 @click.command("wait")
 @click.argument("what", type=click.Choice(["ready"]))
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=lifecycle.READY_TIMEOUT, show_default=True, metavar="S"
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=lifecycle.READY_TIMEOUT,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait until the node is ready.",
 )
 @click.pass_obj
 def command(paths: Paths, what: str, timeout: float) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 from swarm.errors import SwarmvisorError
 from swarm.paths import RUNTIME_DIR_VARIABLE, STATE_DIR_VARIABLE, Paths
 from swarm.supervisor_rpc import SupervisorClient
+from tests.tools.scratch import scratch
 
 T = TypeVar("T")
 
@@ -214,15 +213,14 @@ class Host:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-        shutil.rmtree(self.root, ignore_errors=True)
 
 
 def new_host() -> Iterator[Host]:
     """A host that is no node yet; destroyed at the end."""
-    host = Host(Path(tempfile.mkdtemp(prefix="sv", dir="/tmp")))
-    # tasks run as nobody and must reach their own directory, as under /var/lib
-    host.root.chmod(0o755)
-    try:
-        yield host
-    finally:
-        host.destroy()
+    with scratch() as root:
+        root.chmod(0o755)  # as /var/lib is: what keeps tasks out must be the node's own doing
+        host = Host(root)
+        try:
+            yield host
+        finally:
+            host.destroy()
