@@ -104,14 +104,19 @@ class ServiceMethods(Ports):
             status.desired_tasks = service.spec.replicated.replicas
         elif service is not None and mode == "replicated_job":
             status.desired_tasks = service.spec.replicated_job.max_concurrent
+        running = completed = desired = 0
         for task in self._store.find(Task, by.service(service_id)):
             if is_job and service is not None and task.job_iteration != service.job_status.job_iteration:
                 continue
-            status.running_tasks += task.status.state == RUNNING
-            status.completed_tasks += task.status.state == COMPLETE
+            state = task.status.state
+            running += state == RUNNING
+            completed += state == COMPLETE
             if of_the_tasks:
-                waits = is_job and task.desired_state == COMPLETE and task.status.state != COMPLETE
-                status.desired_tasks += task.desired_state == RUNNING or waits
+                waits = is_job and task.desired_state == COMPLETE and state != COMPLETE
+                desired += task.desired_state == RUNNING or waits
+        status.running_tasks, status.completed_tasks = running, completed
+        if of_the_tasks:
+            status.desired_tasks = desired
         return status
 
 

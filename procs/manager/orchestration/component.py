@@ -85,16 +85,17 @@ async def _follow(component: Component, store: Store, clock: Clock, backoff: Bac
     """Until something fails."""
     async with store.watch() as watch:
         component.resync(store)
-        cause = ""
+        cause, own = "", 0
         while True:
             wake_at = component.wake_at()
             wait = None if wake_at is None else wake_at - clock.monotonic()
             if wait is not None and wait <= 0:
-                await store.update(lambda tx: _decide(component, tx, clock), cause=cause or component.name)
+                own = await store.update(lambda tx: _decide(component, tx, clock), cause=cause or component.name)
                 backoff.reset()
                 cause = ""
                 commits = watch.drain()
             else:
+                cause = ""  # what came so far was no reason to write
                 try:
                     async with asyncio.timeout(wait):
                         commits = [await anext(watch)]
@@ -102,13 +103,15 @@ async def _follow(component: Component, store: Store, clock: Clock, backoff: Bac
                     continue
                 commits += watch.drain()
             for commit in commits:
-                cause = cause or commit.cause
+                if commit.index != own:
+                    cause = cause or commit.cause
                 for event in commit.events:
                     component.observe(event)
 
 
-def _decide(component: Component, tx: Tx, clock: Clock) -> None:
-    """Inside a transaction: ask for units and apply each, up to the bound."""
+def _decide(component: Component, tx: Tx, clock: Clock) -> int:
+    """Inside a transaction: ask for units and apply each, up to the bound. Returns the transaction's index; 0 if it
+    changed nothing."""
     now = moment(clock)
     left = BATCH
     for unit in component.decide(tx, now):
@@ -117,3 +120,4 @@ def _decide(component: Component, tx: Tx, clock: Clock) -> None:
         left -= len(unit)
         if left <= 0:
             break
+    return tx.index if tx.operations else 0

@@ -119,10 +119,10 @@ class NodeInfo:
             del self.failures[family]
         return len(times)
 
-    def rank(self, family: Family, now: float) -> tuple[int, int, int, str]:
-        """Sorts nodes, the better first: not faulty, few tasks of the service, few tasks; the id breaks ties."""
+    def rank(self, family: Family, now: float) -> tuple[int, int, int]:
+        """Sorts nodes, the better first: not faulty, few tasks of the service, few tasks."""
         failures = self.recent_failures(family, now)
-        return (failures if failures >= FAULTY else 0, self.active_of.get(family[0], 0), self.active, self.id)
+        return (failures if failures >= FAULTY else 0, self.active_of.get(family[0], 0), self.active)
 
 
 class NodeSet:

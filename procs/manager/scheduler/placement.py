@@ -10,13 +10,13 @@ from procs.manager.scheduler.nodeset import Family, NodeInfo, NodeSet
 
 
 def spread(
-    nodes: NodeSet, pipeline: Pipeline, family: Family, now: float, current: Callable[[str], bool]
+    nodes: NodeSet, pipeline: Pipeline, family: Family, now: float, refresh: Callable[[str], None]
 ) -> Iterator[NodeInfo]:
     """The node for each next task, best first; ends when none is suitable any more.
 
-    The caller takes a task's place into account (`NodeSet.track`) before it asks for the next. `current(node_id)`
-    tells, the first time a node would be chosen, whether the node set has the newest object of it; if not, it has
-    brought the node set up to date. A heap of the suitable nodes makes n tasks on m nodes O(m + n log m).
+    The caller takes a task's place into account (`NodeSet.track`) before it asks for the next. `refresh(node_id)` is
+    called the first time a node would be chosen, and brings the node set up to date with it. Ties are broken by node
+    id. A heap of the suitable nodes makes n tasks on m nodes O(m + n log m).
     """
     heap = [(info.rank(family, now), info.id) for info in nodes if pipeline.passes(info)]
     heapq.heapify(heap)
@@ -25,7 +25,7 @@ def spread(
         _, node_id = heap[0]
         if node_id not in checked:
             checked.add(node_id)
-            current(node_id)
+            refresh(node_id)
         info = nodes.get(node_id)
         if info is None or not pipeline.passes(info):
             heapq.heappop(heap)

@@ -46,9 +46,9 @@ class Group:
     def __init__(self, since: tuple[int, str]) -> None:
         self.since = since
         """Creation time and id of the first: the order in which groups are served."""
-        self.fresh: dict[str, None] = {}
-        """Not tried yet."""
-        self.stuck: dict[str, None] = {}
+        self.fresh: dict[str, int] = {}
+        """Not tried yet: task id to slot."""
+        self.stuck: dict[str, int] = {}
         """Tried, and told `explanation`."""
         self.explanation: str | None = None
 
@@ -131,10 +131,13 @@ class Scheduler:
             group = self._groups.get(family)
             if group is None:
                 group = self._groups[family] = Group((nanoseconds(task.meta.created_at), task.id))
-            group.fresh[task.id] = None
+            group.fresh[task.id] = task.slot
             self._due.add(family)
-        elif task.desired_state > COMPLETE:
-            self._due.add(family)  # it must not wait any longer
+        elif task.desired_state > COMPLETE:  # it must not wait any longer
+            group = self._groups[family]
+            group.stuck.pop(task.id, None)
+            group.fresh[task.id] = task.slot
+            self._due.add(family)
 
     def _leave(self, task_id: str) -> None:
         self._preassigned.pop(task_id, None)
@@ -179,7 +182,7 @@ class Scheduler:
                 continue
             if task.desired_state > COMPLETE:
                 continue
-            self._current(view, task.node_id)
+            self._refresh(view, task.node_id)
             info = self._nodes.get(task.node_id)
             pipeline = Pipeline(task)
             if info is not None and pipeline.passes(info):
@@ -199,49 +202,34 @@ class Scheduler:
                 self._leave(task_id)
             return
         pipeline = Pipeline(sample)
-        places = spread(self._nodes, pipeline, family, now.monotonic, lambda node_id: self._current(view, node_id))
+        places = spread(self._nodes, pipeline, family, now.monotonic, lambda node_id: self._refresh(view, node_id))
         info = next(places, None)
         outdated = service is not None and sample.spec_version.index < service.spec_version.index
-        explanation = None if info is not None or outdated else self._explain(pipeline)
-        if info is None and explanation == group.explanation:
-            tasks = self._load(view, group.fresh) + self._unwanted(view, group.stuck)
-        else:
-            tasks = self._load(view, (*group.fresh, *group.stuck))
-        for task in tasks:
-            if task.desired_state > COMPLETE:
-                self._leave(task.id)
-                if task.desired_state == SHUTDOWN:  # it never started; nobody must wait for it (§7.2)
-                    yield (Report(task.id, SHUTDOWN),)
-                continue
-            if info is not None:
-                unit = self._assign(task, info, ASSIGNED_MESSAGE)
-                self._leave(task.id)
-                yield unit
-                info = next(places, None)
-                continue
-            if explanation is None and not outdated:
-                explanation = self._explain(pipeline)
-            group.fresh.pop(task.id, None)
-            group.stuck[task.id] = None
-            group.explanation = explanation
-            if explanation is not None and task.status.err != explanation:
-                yield (Report(task.id, PENDING, err=explanation),)
-
-    def _load(self, view: View, task_ids: dict[str, None] | tuple[str, ...]) -> list[Task]:
-        """Those that still wait, by slot; the others are let go."""
-        tasks = []
-        for task_id in tuple(task_ids):
+        explanation = self._explain(pipeline) if info is None and not outdated else None
+        waiting = group.fresh if info is None and explanation == group.explanation else group.fresh | group.stuck
+        for task_id in sorted(waiting, key=lambda task_id: (waiting[task_id], task_id)):
+            if info is None and explanation == group.explanation and task_id in group.stuck:
+                continue  # it has been told
             task = view.get(Task, task_id)
             if task is None or task.status.state != PENDING or task.node_id:
                 self._leave(task_id)
+            elif task.desired_state > COMPLETE:
+                self._leave(task_id)
+                if task.desired_state == SHUTDOWN:  # it never started; nobody must wait for it (§7.2)
+                    yield (Report(task_id, SHUTDOWN),)
+            elif info is not None:
+                unit = self._assign(task, info, ASSIGNED_MESSAGE)
+                self._leave(task_id)
+                yield unit
+                info = next(places, None)
+                if info is None and not outdated:
+                    explanation = self._explain(pipeline)
             else:
-                tasks.append(task)
-        return sorted(tasks, key=lambda task: (task.slot, task.id))
-
-    def _unwanted(self, view: View, task_ids: dict[str, None]) -> list[Task]:
-        """Of tasks that are told already, those that shall not run any more."""
-        tasks = (view.get(Task, task_id) for task_id in task_ids)
-        return [task for task in tasks if task is not None and task.desired_state > COMPLETE]
+                group.fresh.pop(task_id, None)
+                group.stuck[task_id] = task.slot
+                if explanation is not None and task.status.err != explanation:
+                    yield (Report(task_id, PENDING, err=explanation),)
+        group.explanation = explanation
 
     def _sample(self, view: View, group: Group) -> Task | None:
         """Any task of the group that is still there."""
@@ -269,15 +257,12 @@ class Scheduler:
         reasons = pipeline.explain(self._nodes)
         return f"{NO_NODE} ({reasons})" if reasons else NO_NODE
 
-    def _current(self, view: View, node_id: str) -> bool:
-        """Whether the books have the newest object of the node; if not, they have it now. Commits that are not
-        observed yet (a drain just before this transaction) are respected this way."""
+    def _refresh(self, view: View, node_id: str) -> None:
+        """Take over the newest object of the node: a commit that is not observed yet (a drain just before this
+        transaction) is respected this way."""
         info = self._nodes.get(node_id)
         node = view.get(Node, node_id)
         if node is None:
             self._nodes.remove(node_id)
         elif info is None or info.node is None or info.node.meta.version.index != node.meta.version.index:
             self._nodes.put(node)
-        else:
-            return True
-        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,13 +26,15 @@ class HandLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock:
-    """The same time for those who ask a clock."""
+    """The same time for those who ask a clock. No two moments are at the same nanosecond."""
+
+    ticks = itertools.count()
 
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()
 
     def wall_ns(self) -> int:
-        return START + int((self.monotonic() - 1000.0) * NS)
+        return START + int((self.monotonic() - 1000.0) * NS) + next(self.ticks)
 
 
 def turn(seconds: float) -> None:

@@ -107,10 +107,9 @@ def test_a_full_disk_is_survived_and_everything_decided_anew(tmp_path: Path) -> 
         async with opened(tmp_path, Faulty) as store, running(run(brain, store, LoopClock())) as component:
             await store.update(lambda tx: tx.create(node("a")))
             Faulty.full = 3
-            await quiet(store, 2)
             while store.get(Task, "a") is None:
                 turn(shell.RETRY.cap)
-                await quiet(store, 2)
+                await asyncio.sleep(0)
             assert not component.done()
             assert brain.resyncs == 4
 
@@ -121,6 +120,9 @@ def test_a_full_disk_is_survived_and_everything_decided_anew(tmp_path: Path) -> 
 def test_a_defective_brain_ends_its_component_and_with_it_the_others(tmp_path: Path, monkeypatch, error) -> None:
     class Defective(Doubler):
         tries = 0
+
+        def wake_at(self):
+            return 0.0
 
         def decide(self, view, now):
             Defective.tries += 1
@@ -178,6 +180,7 @@ def test_many_writes_are_cut_into_transactions_of_bounded_size_but_no_unit_is_cu
                 if isinstance(commit.events[0].object, Task):
                     sizes.append(len(commit.events))
             sizes += [len(commit.events) for commit in watch.drain()]
+            assert len(sizes) == 2
             assert all(BATCH <= size < BATCH + 3 and size % 3 == 0 for size in sizes[:-1])
 
     by_hand(main)
@@ -187,6 +190,8 @@ def test_the_cause_is_handed_on(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as store, store.watch() as watch, running(run(Doubler(), store, LoopClock())):
             await store.update(lambda tx: tx.create(node("a")), cause="request 7")
+            await store.update(lambda tx: tx.create(service("s")), cause="request 8")
+            await quiet(store)
             await store.update(lambda tx: tx.create(node("b")))
             causes = {}
             while len(causes) < 2:

@@ -319,10 +319,12 @@ def test_scaling_down_ends_a_delay() -> None:
     w = world(node("a"), service("s", 1, delay=5))
     w.fail(w.running()[0].id)
     w.settle()
+    assert w.components[0].wake_at() is not None
     w.scale("s", 0)
+    w.settle()
+    assert w.components[0].wake_at() is None
     w.turn(10)
     assert w.tasks() == []
-    assert w.components[0].wake_at() is None
 
 
 def test_a_slot_that_has_a_successor_already_gets_no_second_one() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -263,7 +262,4 @@ def test_a_thousand_tasks_are_a_few_transactions(tmp_path: Path) -> None:
                 assert store.index - before < 40
                 assert not [t for t in s.tasks() if t.status.state == PENDING]
 
-    async def bounded() -> None:
-        await asyncio.gather(main())
-
-    by_hand(bounded)
+    by_hand(main)

@@ -244,7 +244,7 @@ class World:
 
     def turn(self, seconds: float) -> None:
         """Let time pass; everybody acts when it is their time."""
-        end = self.monotonic + seconds
+        end = round(self.monotonic + seconds, 6)
         while True:
             self.settle()
             wakes = [w for w in (component.wake_at() for component in self.components) if w is not None]
@@ -256,7 +256,7 @@ class World:
 
     def _to(self, monotonic: float) -> None:
         self.wall_ns += round((monotonic - self.monotonic) * NS)
-        self.monotonic = round(monotonic, 6)
+        self.monotonic = monotonic
 
     def replace(self, component: Component, successor: Component) -> None:
         """The component dies; another takes over."""

@@ -334,6 +334,13 @@ def test_max_replicas_per_node() -> None:
     assert err(w) == {"no suitable node (max replicas per node limit exceed)"}
 
 
+def test_low_slots_are_served_first() -> None:
+    w = alone(node("a", cpu=2), service("s"))
+    w.put(*(pending(id_, slot=slot, cpu=1) for id_, slot in (("x", 3), ("y", 2), ("z", 1))))
+    w.settle()
+    assert [w.get(Task, t).status.state for t in "xyz"] == [PENDING, ASSIGNED, ASSIGNED]
+
+
 def test_groups_are_served_oldest_first() -> None:
     w = alone(service("s"), service("older"))
     w.put(pending("z", service_id="older", cpu=1))
