@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from swarm.paths import Paths
-from swarm.pki.credentials import Credentials
+from swarm.pki.held import Credentials
 
 MANAGER_NAME = "swarm-manager"
 """The server name that every manager's certificate answers to."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import logging
 import os
 import select
@@ -102,6 +103,7 @@ def run(
             make_directories(paths)
             if lock:
                 cleanup.enter_context(ProcessLock(paths.lock(name)))
+            gc.freeze()  # what is imported by now stays: the collector need not look at it again
             context = Context(name=name, paths=paths, log=log)
             cleanup.callback(context.stop.close)
             cleanup.enter_context(_signals(context.stop))
@@ -127,6 +129,9 @@ def make_directories(paths: Paths) -> None:
     """Make what is missing of the directories of a node that processes share, 0700 (DESIGN §3, §5)."""
     for directory in (paths.state, paths.logs, paths.runtime, paths.bus, paths.runtime / "metrics"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_mode & 0o077:
+            # Somebody else made it (systemd's RuntimeDirectory=, an operator): tasks must not reach what is in it.
+            directory.chmod(0o700)
 
 
 def _parse(name: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:

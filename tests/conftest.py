@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.tools.scratch import scratch
 
 MARK = f"SWARMVISOR_TEST_RUN={os.getpid()}"
 """In the environment of everything that a test starts (but not of tasks, whose environment is exact)."""
@@ -24,7 +25,13 @@ SETTLE = 3.0
 """Seconds that what was told to end gets to be gone."""
 
 
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
 def pytest_configure() -> None:
+    # A user's runs explore; CI must answer the same for the same tree.
+    settings.load_profile("ci" if os.environ.get("SWARMVISOR_CI") else "here")
     name, value = MARK.split("=")
     os.environ[name] = value
     # grpc.aio opens its poller's sockets once per process; not a leak of the first test that uses it.
@@ -102,6 +109,5 @@ def no_leaks() -> Iterator[None]:
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A temporary directory whose path is short enough for Unix sockets."""
-    path = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with scratch() as path:
+        yield path

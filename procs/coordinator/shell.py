@@ -214,4 +214,4 @@ class Shell:
 
     def _bus_samples(self) -> Iterable[Sample]:
         for name, count in self._bus.counters.items():
-            yield Sample(f"swarmvisor_bus_{name}", "Counter of this process's bus", count, "counter")
+            yield Sample(f"swarmvisor_bus_{name}_total", "Counted by the bus.", count, "counter")

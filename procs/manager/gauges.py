@@ -109,4 +109,4 @@ def gateway_samples(front: Front, guard: Guard) -> Iterable[Sample]:
 def bus_samples(counters: Callable[[], dict[str, int]]) -> Iterable[Sample]:
     """Counters of the bus, at each scrape."""
     for name, value in counters().items():
-        yield Sample("swarmvisor_bus_total", "What the bus counted", value, "counter", {"what": name})
+        yield Sample(f"swarmvisor_bus_{name}_total", "Counted by the bus.", value, "counter")

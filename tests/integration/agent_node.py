@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
+import sqlite3
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from swarm.paths import Paths
 from swarm.pki.credentials import Credentials
 from swarm.pki.keyfile import KeyFile
 from tests.tools.authority import Authority
+from tests.tools.scratch import scratch
 
 DEADLINE = 20.0
 State = types_pb2.TaskState
@@ -247,6 +247,10 @@ class AgentNode:
                 node_id=held.node_id,
                 cluster_id=held.cluster_id,
                 role=held.role,
+                not_before=held.not_before,
+                not_after=held.not_after,
+                issuer_subject=held.issuer_subject,
+                issuer_public_key=held.issuer_public_key,
                 fingerprint=held.fingerprint,
                 root_digest=held.root_digest,
             ),
@@ -290,6 +294,16 @@ class AgentNode:
         value = await self.bus.wait("agent", lambda v: v.pid == pid and v.body.state == state, deadline)
         body: topics.Agent = value.body
         return body
+
+    async def acknowledgements_stored(self) -> None:
+        """Wait until the agent's database knows that the manager has every status."""
+
+        def stored() -> bool:
+            with closing(sqlite3.connect(f"file:{self.paths.agent_db}?mode=ro", uri=True)) as database:
+                (open_ones,) = database.execute("SELECT count(*) FROM tasks WHERE acknowledged < version").fetchone()
+            return bool(open_ones == 0)
+
+        await eventually(stored, "all acknowledgements are stored")
 
     def workload_pid(self) -> int:
         try:
@@ -371,9 +385,8 @@ async def serving(authority: Authority, dispatcher: ScriptedDispatcher) -> Async
 @asynccontextmanager
 async def agent_node(authority: Authority, *addrs: str, supervisord: bool = True) -> AsyncIterator[AgentNode]:
     """A node whose certificate and managers are published, with supervisord, without an agent yet."""
-    base = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
-    node = AgentNode(base, authority)
-    try:
+    with scratch() as base:
+        node = AgentNode(base, authority)
         async with node.renewer, node.coordinator, node.bus:
             node.publish_certificate()
             node.publish_remotes(*addrs)
@@ -386,8 +399,6 @@ async def agent_node(authority: Authority, *addrs: str, supervisord: bool = True
                 raise
             finally:
                 await node.close()
-    finally:
-        shutil.rmtree(base)
 
 
 def task(*command: str, desired: int = State.RUNNING, **container: Any) -> objects_pb2.Task:

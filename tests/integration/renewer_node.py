@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from swarm.nodeconfig import NodeConfig, save_node_config
 from swarm.paths import Paths
 from swarm.pki.credentials import OU_OF_ROLE, Credentials, load_credentials
 from swarm.pki.rootca import RootCA
+from tests.tools.scratch import scratch
 
 DEADLINE = 20.0
 
@@ -109,12 +108,9 @@ class Node:
 @asynccontextmanager
 async def a_node(*, be_manager: bool = True) -> AsyncIterator[Node]:
     """A node without processes yet; `be_manager` False leaves the manager's place on the bus to a real one."""
-    directory = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
-    try:
+    with scratch() as directory:
         async with Node(directory, be_manager=be_manager) as node:
             yield node
-    finally:
-        shutil.rmtree(directory)
 
 
 class Authority(ca_pb2_grpc.NodeCAServicer, ca_pb2_grpc.CAServicer):

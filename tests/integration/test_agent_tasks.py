@@ -80,6 +80,8 @@ async def test_a_killed_agent_adopts_every_task_again_and_reports_what_happened_
             one.id: (await dispatcher.reached(one.id, State.RUNNING)).container.pid
             for one in (staying, ending, stopping)
         }
+        # Killed before that, it would have to report them again: at least once.
+        await node.acknowledgements_stored()
         await node.kill_agent()
         counts = {one: len(statuses) for one, statuses in dispatcher.statuses.items()}
         os.kill(pids[ending.id], signal.SIGTERM)

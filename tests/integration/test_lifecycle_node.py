@@ -246,7 +246,7 @@ def test_down_ends_the_tasks_of_a_workload_whose_supervisord_was_killed(node: No
 
 
 def task_pids(node: Node) -> dict[str, int]:
-    rows = SupervisorClient(node.paths.workload_socket).call("workload.snapshot")
+    rows = json.loads(SupervisorClient(node.paths.workload_socket).call("workload.snapshot"))
     return {row["task_id"]: row["pid"] for row in rows if row["pid"]}
 
 

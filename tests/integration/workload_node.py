@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from swarm.identity import new_id
 from swarm.paths import Paths
 from swarm.supervisor_rpc import SupervisorClient
 from swarm.workload import EXIT, SPEC, STDERR, STDOUT, TaskExit, TaskSpec
+from tests.tools.scratch import scratch
 
 DEADLINE = 20.0
 NOBODY = 65534
@@ -51,7 +51,7 @@ class WorkloadNode:
     def __init__(self, base: Path, *, prefix: Iterable[str] = ()) -> None:
         """`prefix`: a command that runs the supervisord as its last arguments say."""
         self.paths = Paths(state=base / "state", runtime=base / "run")
-        for directory in (self.paths.state, self.paths.tasks, self.paths.bus):
+        for directory in (self.paths.state, self.paths.tasks, self.paths.runtime, self.paths.bus):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.rpc = SupervisorClient(self.paths.workload_socket, timeout=DEADLINE)
         self.bus: Bus | None = None
@@ -151,7 +151,7 @@ class WorkloadNode:
         return self.rpc.call(f"workload.{method}", *args)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        return {entry["task_id"]: entry for entry in self.call("snapshot")}
+        return {entry["task_id"]: entry for entry in json.loads(self.call("snapshot"))}
 
     def wait(self, task_id: str, *states: str, deadline: float = DEADLINE) -> TaskProcess:
         """Wait on the bus until the task is in one of `states`."""
@@ -195,10 +195,9 @@ class WorkloadNode:
 @contextmanager
 def running_workload(*, prefix: Iterable[str] = ()) -> Iterator[WorkloadNode]:
     """A running workload supervisord; nothing of it is left afterwards."""
-    base = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
-    node = WorkloadNode(base, prefix=prefix)
-    try:
-        yield node.start()
-    finally:
-        node.close()
-        shutil.rmtree(base)
+    with scratch() as base:
+        node = WorkloadNode(base, prefix=prefix)
+        try:
+            yield node.start()
+        finally:
+            node.close()

@@ -114,6 +114,10 @@ class Front:
                 await asyncio.wait_for(self._empty.wait(), timeout)
         for end in list(self._established.values()):
             end.abort()
+        if self._established:
+            # Transports say that they are closed in the loop's next round; until then their sockets are open.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), timeout)
 
     # -- accepting ----------------------------------------------------------------------------------
 
