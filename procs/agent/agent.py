@@ -30,7 +30,7 @@ from swarm.errors import SwarmvisorError
 from swarm.metrics import Metrics, Sample
 from swarm.nodeconfig import NodeConfig
 from swarm.paths import Paths
-from swarm.pki.credentials import Credentials, load_credentials
+from swarm.pki.held import Credentials, read_published
 from swarm.remotes import Peer
 
 if TYPE_CHECKING:
@@ -151,24 +151,26 @@ class Agent:
         held = self._credentials
         if held and (held.fingerprint, held.root_digest) == (certificate.fingerprint, certificate.root_digest):
             return
-        await self._load_certificate()
+        await self._load_certificate(certificate)
 
-    async def _load_certificate(self) -> None:
+    async def _load_certificate(self, certificate: topics.Certificate) -> None:
         try:
             # In a thread: it may wait for the key file's lock.
-            credentials = await asyncio.to_thread(load_credentials, self._paths, allow_expired=True)
+            credentials = await asyncio.to_thread(_credentials, self._paths, certificate)
         except (SwarmvisorError, FileNotFoundError) as error:
             why = error.describe() if isinstance(error, SwarmvisorError) else str(error)
             self._log.warning("the certificate cannot be read: %s", why)
             self._perform(self._brain.no_certificate(why))
-            self._reload = asyncio.get_running_loop().call_later(self._reload_backoff.failed(), self._load_again)
+            self._reload = asyncio.get_running_loop().call_later(
+                self._reload_backoff.failed(), self._load_again, certificate
+            )
             return
         self._reload_backoff.reset()
         self._take(credentials)
 
-    def _load_again(self) -> None:
+    def _load_again(self, certificate: topics.Certificate) -> None:
         if self._group is not None:
-            self._group.create_task(self._load_certificate(), name="certificate")
+            self._group.create_task(self._load_certificate(certificate), name="certificate")
 
     def _take(self, credentials: Credentials) -> None:
         logs.set_node_id(credentials.node_id)
@@ -350,3 +352,26 @@ class Agent:
         )
         for name, count in self._bus.counters.items():
             yield Sample(f"swarmvisor_bus_{name}_total", "Counted by the bus.", count, "counter")
+
+
+def _credentials(paths: Paths, said: topics.Certificate) -> Credentials:
+    """What the renewer said, with the files that it said it of; where the files are others, what those say."""
+    files = read_published(paths, said.fingerprint, said.root_digest)
+    if files is None:
+        from swarm.pki.credentials import load_credentials  # late: cryptography, 60 ms and 8 MB, seldom needed
+
+        return load_credentials(paths, allow_expired=True)
+    return Credentials(
+        node_id=said.node_id,
+        cluster_id=said.cluster_id,
+        role=said.role,
+        certificate_pem=files.certificate_pem,
+        key_pem=files.key_pem,
+        root_pem=files.root_pem,
+        not_before=said.not_before,
+        not_after=said.not_after,
+        fingerprint=said.fingerprint,
+        root_digest=said.root_digest,
+        issuer_subject=said.issuer_subject,
+        issuer_public_key=said.issuer_public_key,
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
 import socket
 from pathlib import Path
 
+from swarm import VERSION
 from swarm.api import types_pb2
 from swarm.nodeconfig import NodeConfig
 
@@ -29,7 +29,7 @@ def describe(
         resources=types_pb2.Resources(
             nano_cpus=len(os.sched_getaffinity(0)) * _NANOS, memory_bytes=memory_bytes(meminfo.read_text())
         ),
-        engine=types_pb2.EngineDescription(engine_version=engine_version()),
+        engine=types_pb2.EngineDescription(engine_version=VERSION),
         tls_info=tls,
         fips=False,
     )
@@ -49,11 +49,6 @@ def memory_bytes(meminfo: str) -> int:
     if match is None:
         raise ValueError("/proc/meminfo names no MemTotal")
     return int(match[1]) * 1024
-
-
-def engine_version() -> str:
-    """The release of Swarmvisor that runs."""
-    return importlib.metadata.version("swarmvisor")
 
 
 def _add_generic(resources: types_pb2.Resources, kind: str, value: str) -> None:

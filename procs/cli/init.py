@@ -10,7 +10,7 @@ import click
 
 from procs.cli import lifecycle
 from procs.cli.footprint import foreign_entries
-from procs.cli.observed import look, supervisor_pid
+from procs.cli.observed import supervisor_pid
 from procs.cli.progress import Progress
 from procs.cli.summary import next_steps, print_running, typed
 from swarm.errors import BadInput, Refused
@@ -75,9 +75,8 @@ def command(
             lifecycle.begin_anew(paths)
         else:
             lifecycle.start(paths, tell)
-        lifecycle.ready(paths, timeout, tell)
-    node_id = next((b.node_id for t, b in look(paths).bodies.items() if t == "node"), "")
-    click.echo(f"Swarm initialized: this node ({node_id}) is now its manager.\n")
+        node = lifecycle.ready(paths, timeout, tell)
+    click.echo(f"Swarm initialized: this node ({node.node_id}) is now its manager.\n")
     print_running(paths)
     click.echo(next_steps(paths))
 

@@ -242,8 +242,8 @@ def _sweep(paths: Paths, *, keep_workload: bool) -> None:
             directory.rmdir()
 
 
-def ready(paths: Paths, timeout: float, tell: Tell) -> None:
-    """Wait until the started node is ready; a locked one is said to be so, and left."""
+def ready(paths: Paths, timeout: float, tell: Tell) -> topics.Node:
+    """Wait until the started node is ready, and return what it says; a locked one is said to be so, and left."""
     pid = supervisor_pid(paths.supervisor_socket)
     handle = os.pidfd_open(pid) if pid else None
     try:
@@ -253,3 +253,4 @@ def ready(paths: Paths, timeout: float, tell: Tell) -> None:
             os.close(handle)
     if node.state == "locked":
         raise Refused(f"the node is up and locked: {node.cause}", remedy="unlock it with `swarmvisor unlock`")
+    return node

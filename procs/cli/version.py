@@ -7,6 +7,7 @@ import platform
 import click
 
 from procs.cli.output import FORMATS, print_json
+from swarm import VERSION
 
 PROTOCOL = "docker.swarmkit.v1"
 
@@ -15,9 +16,7 @@ PROTOCOL = "docker.swarmkit.v1"
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)
 def command(output: str) -> None:
     """Show the version of Swarmvisor, of Python, and of the protocol between nodes."""
-    from importlib.metadata import version  # late: 20 ms that no other command needs
-
-    row = {"swarmvisor": version("swarmvisor"), "python": platform.python_version(), "protocol": PROTOCOL}
+    row = {"swarmvisor": VERSION, "python": platform.python_version(), "protocol": PROTOCOL}
     if output == "json":
         print_json(row)
         return

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from ipc import topics
 from ipc.bus import Bus
+from procs.coordinator.foresight import foreseen_role
 from procs.coordinator.machine import Machine
 from procs.coordinator.shell import SUBSCRIPTIONS, Shell
 from swarm import process
@@ -31,7 +32,8 @@ def body(context: Context) -> ExitCode:
     if not paths.node_toml.exists():
         return _wait_for_init(context)
     config = load_node_config(paths.node_toml)
-    machine = Machine(load_peers(paths.state_json), join_addr=config.join_addr)
+    peers = load_peers(paths.state_json)
+    machine = Machine(peers, config.join_addr, foreseen_role(paths, config, peers))
     metrics = Metrics()
     with Bus(paths.bus, topics.COORDINATOR, SUBSCRIPTIONS) as bus:
         shell = Shell(context, bus, machine, metrics)

@@ -45,8 +45,9 @@ _ROTATE = 5
 class Machine:
     """The coordinator's brain."""
 
-    def __init__(self, peers: Iterable[Peer] = (), join_addr: str = "") -> None:
-        """`peers`: what `state.json` holds; `join_addr` is known too as long as that is empty."""
+    def __init__(self, peers: Iterable[Peer] = (), join_addr: str = "", foreseen_role: str = "") -> None:
+        """`peers`: what `state.json` holds; `join_addr` is known too as long as that is empty. `foreseen_role`: what
+        the files say that the renewer will say, so that the manager can start meanwhile; empty: nothing."""
         known = list(peers)
         self._saved = sorted(set(known))
         self._remotes = Remotes(known or ([Peer("", join_addr)] if join_addr else []))
@@ -59,6 +60,7 @@ class Machine:
         self._supervision_due: float | None = None
         self._replacement_due: float | None = None
         self._forced_fingerprint = ""
+        self._foreseen_role = foreseen_role
         self._told_role: Happening | None = None
         self._told_program: Happening | None = None
         self._told_wish: tuple[Wish, str] | None = None
@@ -158,7 +160,7 @@ class Machine:
 
     def _role(self) -> Happening | None:
         identity = self.facts.identity
-        match identity.role if identity else "":
+        match identity.role if identity else self._foreseen_role:
             case topics.MANAGER_ROLE:
                 return Happening.ROLE_MANAGER
             case topics.WORKER_ROLE:

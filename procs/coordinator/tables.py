@@ -38,7 +38,7 @@ SUPERVISION: dict[tuple[Supervision, Happening], Step] = {
     (_S.DECIDING, _H.ROLE_MANAGER): Step(_S.DECIDING),
     (_S.DECIDING, _H.ROLE_WORKER): Step(_S.PARKED),
     (_S.DECIDING, _H.UP): Step(_S.RUNNING, (), "the manager runs already"),
-    (_S.DECIDING, _H.STOPPED): Step(_S.RUNNING, (_A.START,), "the certificate is a manager's"),
+    (_S.DECIDING, _H.STOPPED): Step(_S.RUNNING, (_A.START,), "the certificate is a manager's, or will be"),
     (_S.DECIDING, _H.ENDED): Step(_S.ENDED, (_A.WAIT,), "the manager had ended; the role may be about to change"),
     (_S.DECIDING, _H.REMOVED): Step(_S.REMOVED, (_A.WAIT,), "the manager had been removed; the role should change"),
     (_S.DECIDING, _H.TIMEOUT): Step(_S.DECIDING),

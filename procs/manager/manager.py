@@ -96,7 +96,8 @@ async def _run(context: Context, stop: asyncio.Event, bus: AsyncBus) -> ExitCode
 
 
 async def _credentials(context: Context, stop: asyncio.Event, bus: AsyncBus) -> Credentials | None:
-    """The node's credentials; waits for the renewer where they are missing, locked or expired. None: asked to stop."""
+    """The node's credentials; waits for the renewer where they are missing, locked or expired, and with what cannot be
+    used for its judgement. None: asked to stop."""
     updates = bus.updates()
     while not stop.is_set():
         try:
@@ -104,6 +105,12 @@ async def _credentials(context: Context, stop: asyncio.Event, bus: AsyncBus) -> 
         except FileNotFoundError as error:
             why = f"waiting for a certificate: {error.filename} is missing"
         except (Locked, CertificateExpired) as error:
+            why = f"waiting for the renewer: {error.describe()}"
+        except CorruptFile as error:
+            said = bus.last("certificate")
+            if said is not None and isinstance(said.body, Certificate) and said.body.state == "valid":
+                raise
+            # The renewer mends what a killed write left, and else names the file itself.
             why = f"waiting for the renewer: {error.describe()}"
         context.log.info("%s", why)
         bus.publish("manager", ManagerTopic(state="starting", why=why))
@@ -217,7 +224,7 @@ class Manager:
         self._health.set(RAFT, True)
         self._health.set(CONTROL_API, True)
         self._state = replace(self._state, state="ready", leader=True)
-        self._publish()
+        self._publish_root()
         self._log.info(
             "ready: remote API on %s, control socket %s", self._state.remote_addr, self._state.control_socket
         )

@@ -10,12 +10,12 @@ Methods carry ids only (supervisord logs the body of a request that fails); what
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xmlrpc.client import Marshaller
 
 from supervisor import events
 from supervisor.states import SupervisorStates
@@ -41,17 +41,6 @@ CLOSE_DEADLINE = 5.0
 """Seconds at the end for exit files to be written and cgroups to empty."""
 TROUBLE_PERIOD = 1.0
 """Seconds between two looks at what the writer of exit files complains of."""
-
-
-class Wide(int):
-    """An integer that may exceed 32 bits: times in nanoseconds. Sent as `i8`, which XML-RPC clients read."""
-
-
-def _dump_wide(_: Marshaller, value: int, write: Callable[[str], object]) -> None:
-    write(f"<value><i8>{int(value)}</i8></value>\n")
-
-
-Marshaller.dispatch[Wide] = _dump_wide  # its own table, by type
 
 
 class Workload:
@@ -131,13 +120,9 @@ class Workload:
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Every task, with the epoch of this publisher and the seq of its topic's newest value (0: none yet)."""
-        epoch = Wide(self.bus.epoch)
+        epoch = self.bus.epoch
         return [
-            {
-                **{k: Wide(v) if isinstance(v, int) else v for k, v in as_topic(process).items()},
-                "epoch": epoch,
-                "seq": self.bus.seq(f"task.{task_id}"),
-            }
+            {**as_topic(process), "epoch": epoch, "seq": self.bus.seq(f"task.{task_id}")}
             for task_id, process in self._table.items()
         ]
 
@@ -224,13 +209,16 @@ class WorkloadInterface:
         """
         return self._each(ids, self._workload.remove, before=self._workload.give_up_endings)
 
-    def snapshot(self) -> list[dict[str, Any]]:
-        """All tasks: the fields of ipc.topics.TaskProcess, and epoch and seq to merge it with the topics
+    def snapshot(self) -> str:
+        """All tasks: a JSON array of objects with the fields of ipc.topics.TaskProcess, and epoch and seq to merge it
+        with the topics
 
-        @return array  of struct
+        One text, because XML-RPC's own structs take the reader of 1,000 tasks 0.2 s, and know no numbers above 32 bits.
+
+        @return string  JSON
         """
         try:
-            return self._workload.snapshot()
+            return json.dumps(self._workload.snapshot())
         except Exception as error:
             self._logger.critical("snapshot: %(trace)s", trace=traceback.format_exc())
             raise RPCError(Faults.FAILED, f"internal error: {type(error).__name__}; see the log") from error

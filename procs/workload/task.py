@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from supervisor.options import decode_wait_status, signame
@@ -356,7 +355,8 @@ class TaskProcess(Subprocess):  # type: ignore[misc]  # supervisor has no types
 
 def start_ticks(pid: int) -> int:
     """Field 22 of /proc/PID/stat: with the pid it names one process of this boot for ever."""
-    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        stat = file.read()
     # the second field is the name in parentheses, which may hold anything
     return int(stat.rpartition(b")")[2].split()[19])
 

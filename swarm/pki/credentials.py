@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 
 from cryptography.x509.oid import NameOID
 
@@ -11,7 +10,10 @@ from swarm.errors import BadInput, CorruptFile
 from swarm.paths import Paths
 from swarm.pki.certificate import MANAGER_OU, WORKER_OU, parse_bundle
 from swarm.pki.chain import CertificateInvalid, ValidChain, validate_chain
+from swarm.pki.held import Credentials
 from swarm.pki.keyfile import REMEDY, KeyFile
+
+__all__ = ["OU_OF_ROLE", "ROLE_OF_OU", "CertificateExpired", "Credentials", "load_credentials", "make_credentials"]
 
 ROLE_OF_OU = {MANAGER_OU: "manager", WORKER_OU: "worker"}
 OU_OF_ROLE = {role: ou for ou, role in ROLE_OF_OU.items()}
@@ -19,34 +21,6 @@ OU_OF_ROLE = {role: ou for ou, role in ROLE_OF_OU.items()}
 
 class CertificateExpired(CorruptFile):
     """The node's certificate is past its end, or a date says that it is not valid yet."""
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A matching, verified set."""
-
-    node_id: str
-    cluster_id: str
-    role: str
-    """`worker` or `manager`."""
-    certificate_pem: bytes
-    """Leaf first, then intermediates: send all of it."""
-    key_pem: bytes = field(repr=False)
-    """Plain PKCS#8 without headers."""
-    root_pem: bytes
-    """The trusted bundle, byte for byte as on disk."""
-    not_before: int
-    """Unix seconds."""
-    not_after: int
-    """Unix seconds."""
-    fingerprint: str
-    """SHA-256 of the leaf's DER, hex."""
-    root_digest: str
-    """SHA-256 of `root_pem`, hex."""
-    issuer_subject: bytes
-    """Raw DER subject of the CA that signed the leaf."""
-    issuer_public_key: bytes
-    """Raw DER SubjectPublicKeyInfo of that CA."""
 
 
 def load_credentials(

@@ -103,6 +103,9 @@ class Scene:
         self.paths = paths
         make_directories(paths)
         paths.node_toml.touch()
+        # A certificate that tells nothing: without one the coordinator foresees a new swarm.
+        paths.certificates.mkdir(exist_ok=True)
+        paths.node_cert.touch()
         self.supervisord = Supervisord(paths)
         self.renewer = Bus(paths.bus, topics.RENEWER)
         self.agent = Bus(paths.bus, topics.AGENT)
