@@ -222,6 +222,9 @@ class SqliteEngine:
             finally:
                 database.execute("COMMIT")
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) is None:
+                # Not SQLite's error but its Python module's: a key is no text any more, which quick_check lets pass.
+                raise CorruptFile(self._path, f"the file is damaged: {error}", remedy=_REMEDY) from error
             raise self._failure(error) from error
 
     def _write(self, batch: Sequence[Operation], expected: Clock, new: Clock) -> None:

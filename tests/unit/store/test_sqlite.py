@@ -82,6 +82,19 @@ async def test_a_damaged_file_is_refused_by_name_and_left_as_it_is(
         assert contents(database.parent) == before
 
 
+async def test_a_key_whose_letters_were_damaged_is_refused_as_damage_by_the_files_name(
+    database: Path, clock: HandClock
+) -> None:
+    await fill(database, 3)
+    raw = database.read_bytes()
+    database.write_bytes(raw.replace(b"/task/1", b"/task\xff1"))
+    engine = SqliteEngine(database)
+    with pytest.raises(CorruptFile, match=r"store\.db: the file is damaged: .*UTF-8") as refusal:
+        await Store.open(engine, clock=clock)
+    await engine.close()
+    assert refusal.value.remedy
+
+
 async def test_a_value_that_is_no_object_is_refused_by_key(database: Path, clock: HandClock) -> None:
     engine = SqliteEngine(database)
     await engine.open()
