@@ -29,7 +29,8 @@ class End(asyncio.Protocol):
 
     def close(self) -> None:
         """Flush what is buffered, then close."""
-        if self.transport is not None:
+        # Once only: asyncio's TLS transport forgets its connection at a second close, and abort() then does nothing.
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
 
     def abort(self) -> None:
