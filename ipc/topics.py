@@ -52,6 +52,8 @@ class Certificate:
     """Unix seconds of the next attempt, 0: none planned."""
     why: str = ""
     """The last error in words, or why the certificate is in this state."""
+    problem: str = ""
+    """While `joining` or `failed`: the kind of that error, `swarm.joining.Trouble`; empty: another kind."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class NodeChanges:
     """The swarm's root bundle, PEM, as sent."""
     under: Under = field(default_factory=Under)
     availability: str = ""
+    foreign: bool = False
+    """The manager that says so is Docker's (or swarmd's): this node cannot be one beside it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class Role:
     why: str = ""
     soon: bool = False
     """A replacement may be asked for shortly; load what that needs."""
+    confirmed: bool = False
+    """The managers say that `expected` is what they issue by now: earlier refusals count no longer."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,11 @@ class Manager:
     root_digest_held: str = ""
     """SHA-256 (hex) of the root bundle that the committed store holds; empty until the store has one. The renewer
     removes its bootstrap key when this is its own root."""
+    configured: str = ""
+    """`listen_addr` and `advertise_addr` of node.toml, as far as the manager has taken them."""
+    replace_fingerprint: str = ""
+    """Replace the certificate with this fingerprint: its key lay on the disk in the clear before the swarm was locked.
+    Empty: nothing to replace."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,8 @@ class Agent:
     """`agent`, owned by the agent."""
 
     state: str
-    """`waiting`, `connected`, `ready` or `left`."""
+    """`waiting`, `connected`, `ready`, `refused` (the swarm will not take this node, for what `why` says; it goes on
+    trying) or `left`."""
     session_id: str = ""
     manager_id: str = ""
     manager_addr: str = ""

@@ -10,11 +10,16 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from swarm import detours
 from swarm.paths import Paths
 from swarm.pki.held import Credentials
 
 MANAGER_NAME = "swarm-manager"
 """The server name that every manager's certificate answers to."""
+
+OURS = "swarmvisor-manager"
+"""Key of initial metadata that managers of ours answer streams with: its absence means a Docker or swarmd manager,
+whose raft no node of ours can join."""
 
 ChannelOption = tuple[str, int | str]
 
@@ -24,9 +29,15 @@ def remote_channel(
 ) -> grpc.aio.Channel:
     """A channel to the manager at `HOST:PORT`, which must answer to `server_name` under `root_pem`.
 
+    A manager that grpc refuses and `swarm.tunnel` has learnt of is reached through a tunnel.
     `credentials` None: without a client certificate (a node that has none yet). Connects with the first call; the
     caller closes it.
     """
+    if detours.is_needed(addr):
+        from swarm import tunnel  # late: cryptography, which most nodes never need to dial
+
+        options: list[ChannelOption] = [("grpc.default_authority", server_name), *_options("")[1:]]
+        return tunnel.tunnel_channel(addr, credentials, root_pem, server_name, options)
     key, chain = (credentials.key_pem, credentials.certificate_pem) if credentials else (None, None)
     tls = grpc.ssl_channel_credentials(root_pem, key, chain)
     return grpc.aio.secure_channel(f"dns:///{addr}", tls, options=_options(server_name))

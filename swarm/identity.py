@@ -8,6 +8,9 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 25
 _ID_BYTES = 17
 
+FIPS_PREFIX = "FIPS."
+"""Of the id of a swarm that admits FIPS nodes only (reference node-and-ca §1.12)."""
+
 
 def base36(number: int) -> str:
     """`number` (not negative) in base 36, lower case, without leading zeros ("0" for zero)."""

@@ -42,6 +42,8 @@ class NodeConfig:
     """Engine labels of this node (constraint `engine.labels.KEY`)."""
     generic_resources: dict[str, str] = field(default_factory=dict)
     """Operator-declared resources, kind to count."""
+    fips: bool = False
+    """Whether this node keeps to FIPS: forms of keys, and which swarms it may join (reference/node-and-ca §1.12)."""
     heartbeat_tick: int = 1
     election_tick: int = 10
     default_address_pools: list[str] = field(default_factory=list)

@@ -72,6 +72,11 @@ class Paths:
         return self.state / "state.json"
 
     @property
+    def node_state(self) -> Path:
+        """The coordinator's last words on how the node stands, for when nothing runs (`swarm.nodestate`)."""
+        return self.state / "node-state.json"
+
+    @property
     def worker(self) -> Path:
         return self.state / "worker"
 

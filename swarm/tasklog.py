@@ -7,7 +7,6 @@ between the task and its file to stamp them.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -16,17 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from swarm.inotify import Inotify
 from swarm.workload import EXIT, STDERR, STDOUT
 
 CHUNK = 65536
 LONGEST_LINE = 65536
 """Bytes; a longer one comes in pieces."""
-
-_IN_MODIFY = 0x002
-_IN_MOVED_TO = 0x080
-_IN_CREATE = 0x100
-_IN_DELETE_SELF = 0x400
-_IN_CLOEXEC = 0o2000000
 
 
 @dataclass(frozen=True)
@@ -75,18 +69,38 @@ class LogFile:
     def read(self) -> list[LogLine]:
         """Every line that is complete by now."""
         lines: list[LogLine] = []
-        while data := self._read_chunk():
-            parts = (self._pending + data).split(b"\n")
-            self._pending = parts.pop()
-            if self._cut and parts:
-                parts = parts[1:]
-                self._cut = False
-            lines += [self._line(part) for part in parts]
-            while len(self._pending) > LONGEST_LINE:
-                if not self._cut:
-                    lines.append(self._line(self._pending[:LONGEST_LINE]))
-                self._pending = self._pending[LONGEST_LINE:]
+        while (some := self.read_some()) is not None:
+            lines += some
         return lines
+
+    def read_some(self) -> list[LogLine] | None:
+        """The lines that the next CHUNK completes (perhaps none); None at the end of what is there by now."""
+        data = self._read_chunk()
+        if not data:
+            return None
+        parts = (self._pending + data).split(b"\n")
+        self._pending = parts.pop()
+        if self._cut and parts:
+            parts = parts[1:]
+            self._cut = False
+        lines = [self._line(part) for part in parts]
+        while len(self._pending) > LONGEST_LINE:
+            if not self._cut:
+                lines.append(self._line(self._pending[:LONGEST_LINE]))
+            self._pending = self._pending[LONGEST_LINE:]
+        return lines
+
+    @property
+    def position(self) -> int:
+        """The offset up to which the file was read."""
+        return self._position
+
+    def look(self) -> tuple[int, int]:
+        """Its size now, and when it was last written to (Unix ns); zeros if it does not exist yet."""
+        if not self._open():
+            return 0, 0
+        now = os.fstat(self._fd)
+        return now.st_size, now.st_mtime_ns
 
     def rest(self) -> list[LogLine]:
         """The unfinished last line, once nothing follows."""
@@ -128,11 +142,12 @@ class LogFile:
 
     def _first_data(self, position: int) -> int:
         """The first byte from `position` on that is not in a hole; the size if there is none."""
+        size = os.fstat(self._fd).st_size  # before the look: what is written during it is no hole
         try:
             return os.lseek(self._fd, position, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return max(position, os.fstat(self._fd).st_size)
+                return max(position, size)
             raise
 
 
@@ -160,8 +175,9 @@ def follow_task_log(
     `stop`: a descriptor; following ends when it becomes readable. Raises FileNotFoundError if there is no such task.
     """
     logs = [LogFile(directory / stream, wall_ns=wall_ns) for stream in (STDOUT, STDERR)]
-    watch = _watch(directory)
+    watch = Inotify()
     try:
+        watch.add(directory)
         if tail is not None:
             for log in logs:
                 log.seek_tail(tail)
@@ -178,24 +194,10 @@ def follow_task_log(
                 break
             if any(fd == stop for fd, _ in poller.poll()):
                 break
-            os.read(watch, CHUNK)
+            watch.changed()
         for log in logs:
             yield from log.rest()
     finally:
-        os.close(watch)
+        watch.close()
         for log in logs:
             log.close()
-
-
-def _watch(directory: Path) -> int:
-    """An inotify descriptor that becomes readable when a file in `directory` changes or appears."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.inotify_init1(_IN_CLOEXEC))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "inotify_init1")
-    mask = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE_SELF
-    if libc.inotify_add_watch(fd, os.fsencode(directory), mask) < 0:
-        code = ctypes.get_errno()
-        os.close(fd)
-        raise OSError(code, os.strerror(code), os.fspath(directory))
-    return fd

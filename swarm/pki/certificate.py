@@ -28,6 +28,16 @@ CA_NAME = "swarm-ca"
 DECODE_FAILED = '{"code":1002,"message":"Failed to decode certificate"}'
 PARSE_FAILED = '{"code":1003,"message":"Failed to parse certificate"}'
 
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for input that is no certificate or request; not all of it is a ValueError."""
+
 E = TypeVar("E", bound=x509.ExtensionType)
 
 _ALLOWED_SIGNATURES = frozenset(
@@ -92,7 +102,7 @@ class Certificate:
             not_before, not_after = parsed.not_valid_before_utc, parsed.not_valid_after_utc
             tbs = [whole for tag, _, whole in der.children(parsed.tbs_certificate_bytes) if tag != der.CONTEXT_0]
             _, _, issuer, _, subject, public_key = tbs[:6]
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, BadInput) as error:
+        except (*MALFORMED, BadInput) as error:
             raise BadInput(PARSE_FAILED) from error
         del extensions
         return cls(data, parsed, issuer, subject, public_key, int(not_before.timestamp()), int(not_after.timestamp()))

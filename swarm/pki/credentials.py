@@ -12,6 +12,7 @@ from swarm.pki.certificate import MANAGER_OU, WORKER_OU, parse_bundle
 from swarm.pki.chain import CertificateInvalid, ValidChain, validate_chain
 from swarm.pki.held import Credentials
 from swarm.pki.keyfile import REMEDY, KeyFile
+from swarm.unlock import raw, read_unlock_keys
 
 __all__ = ["OU_OF_ROLE", "ROLE_OF_OU", "CertificateExpired", "Credentials", "load_credentials", "make_credentials"]
 
@@ -28,11 +29,13 @@ def load_credentials(
 ) -> Credentials:
     """Read and verify the node's files. Blocks for at most the key file's lock deadline (5 s); repairs nothing.
 
+    A locked key is opened with `unlock_key`, else with what `unlock.json` holds.
+
     Raises FileNotFoundError (something is missing), Locked, CorruptFile naming the file (CertificateExpired, a kind
     of it, for dates), TimedOut for the lock.
     """
     root_pem = paths.root_cert.read_bytes()
-    pair = KeyFile.of(paths).read(*([unlock_key] if unlock_key else []))
+    pair = KeyFile.of(paths).read(*([unlock_key] if unlock_key else raw(read_unlock_keys(paths))))
     try:
         pool = parse_bundle(root_pem)
     except BadInput as error:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from swarm.errors import BadInput, CorruptFile, Locked
+from swarm.errors import BadInput, CorruptFile, Locked, Refused
 from swarm.files import fsync_directory, remove_durably, write_atomic
 from swarm.paths import Paths
 from swarm.pki import privatekey
@@ -179,6 +180,25 @@ class KeyFile:
             kek, headers = change(Kek(used, _kek_version(block)), _own_headers(block))
             write_atomic(self.key, _seal(privatekey.to_pkcs8(key), kek, headers), mode=0o600)
             return kek
+
+    def downgrade(self, *keks: bytes) -> None:
+        """Rewrite the key as SEC1, under the same unlock key in the old way of encrypting (§4.7); headers stay.
+
+        Raises Refused if it has that form already or is no EC key; Locked, CorruptFile, FileNotFoundError, TimedOut.
+        """
+        with self._lock(exclusive=True):
+            block = self._block()
+            if block.type == privatekey.LEGACY:
+                raise Refused("key is already downgraded to PKCS#1")
+            key, used = self._load(block, keks)
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                raise Refused("only an ECDSA key has this older form")
+            plain, _ = decode(privatekey.to_sec1_pem(key))
+            if plain is None:
+                raise AssertionError("what was just encoded decodes")
+            data, legacy = privatekey.encrypt_legacy(plain.data, used) if used else (plain.data, {})
+            headers = {**_own_headers(block), KEK_VERSION: str(_kek_version(block)), **legacy}
+            write_atomic(self.key, Block(privatekey.LEGACY, data, headers).encode(), mode=0o600)
 
     # -- under the lock ----------------------------------------------------------------------------
 

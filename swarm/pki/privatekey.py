@@ -21,6 +21,7 @@ from swarm.pki.pem import Block, blocks
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 PLAIN = "PRIVATE KEY"
+LEGACY = "EC PRIVATE KEY"
 ENCRYPTED = "ENCRYPTED PRIVATE KEY"
 
 _PBES2 = bytes.fromhex("06092a864886f70d01050d")
@@ -44,6 +45,11 @@ def to_pkcs8(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def to_pem(key: PrivateKey) -> bytes:
+    """`PRIVATE KEY`: PKCS#8, plain."""
+    return Block(PLAIN, to_pkcs8(key)).encode()
 
 
 def to_sec1_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -99,6 +105,15 @@ def encrypt(plain: bytes, password: bytes) -> bytes:
     return der.encode(der.SEQUENCE, algorithm, der.encode(der.OCTET_STRING, sealed))
 
 
+def encrypt_legacy(plain: bytes, password: bytes) -> tuple[bytes, dict[str, str]]:
+    """RFC 1423 as old SwarmKit reads it (§4.3): the encrypted bytes, and the headers that go with them."""
+    iv = os.urandom(_BLOCK_BYTES)
+    cipher = Cipher(algorithms.AES256(_legacy_key(password, iv)), modes.CBC(iv)).encryptor()
+    missing = _BLOCK_BYTES - len(plain) % _BLOCK_BYTES
+    sealed = cipher.update(plain + bytes([missing]) * missing) + cipher.finalize()
+    return sealed, {"Proc-Type": "4,ENCRYPTED", "DEK-Info": f"AES-256-CBC,{iv.hex()}"}
+
+
 def decrypt(block: Block, password: bytes) -> bytes:
     """The plain DER of an encrypted block. Raises Locked if the password is not it, BadInput for an unknown scheme."""
     legacy = block.headers.get("DEK-Info")
@@ -147,12 +162,16 @@ def _decrypt_legacy(block: Block, info: str, password: bytes) -> bytes:
         raise BadInput("malformed DEK-Info header") from error
     if name != "AES-256-CBC" or len(iv) != _BLOCK_BYTES or len(block.data) % _BLOCK_BYTES:
         raise BadInput(f"unsupported legacy encryption {name!r}")
+    opener = Cipher(algorithms.AES256(_legacy_key(password, iv)), modes.CBC(iv)).decryptor()
+    return opener.update(block.data) + opener.finalize()
+
+
+def _legacy_key(password: bytes, iv: bytes) -> bytes:
     key = digest = b""
     while len(key) < _KEY_BYTES:
         digest = hashlib.md5(digest + password + iv[:8], usedforsecurity=False).digest()
         key += digest
-    opener = Cipher(algorithms.AES256(key), modes.CBC(iv)).decryptor()
-    return opener.update(block.data) + opener.finalize()
+    return key
 
 
 def _looks_encrypted(data: bytes) -> bool:

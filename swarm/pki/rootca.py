@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from swarm.errors import BadInput, Refused
 from swarm.pki import privatekey
-from swarm.pki.certificate import CA_NAME, MANAGER_OU, Certificate, parse_bundle
+from swarm.pki.certificate import CA_NAME, MALFORMED, MANAGER_OU, Certificate, parse_bundle
 from swarm.pki.chain import ChainError, validate_chain, verify
 from swarm.pki.pem import decode
 
@@ -176,7 +176,7 @@ class RootCA:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(h) for h in hosts]), critical=False)
         if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
             raise NoValidSigner
-        signed = builder.sign(key, _hash_for(key)).public_bytes(serialization.Encoding.DER)
+        signed = builder.sign(key, hash_for(key)).public_bytes(serialization.Encoding.DER)
         leaf = Certificate.load(signed)
         if leaf.issuer != self.signer.subject:
             raise Refused("the signing certificate's name cannot be copied byte for byte into what it signs")
@@ -223,7 +223,7 @@ def _load_request(csr_pem: bytes) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_der_x509_csr(block.data)
         request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         raise RequestRejected(9003, "x509: malformed certificate request") from error
     try:
         genuine = request.is_signature_valid
@@ -232,6 +232,11 @@ def _load_request(csr_pem: bytes) -> x509.CertificateSigningRequest:
     if not genuine:
         raise RequestRejected(9300, "x509: signature of the certificate request does not verify")
     return request
+
+
+def check_request(csr_pem: bytes) -> None:
+    """Raises RequestRejected for a CSR that nobody would sign."""
+    _load_request(csr_pem)
 
 
 def _builder(
@@ -275,7 +280,7 @@ def _key_usage(
     )
 
 
-def _hash_for(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512:
+def hash_for(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512:
     """The digest that cfssl picks for a signer's key (§3.2)."""
     small, large = (384, 521) if isinstance(key, ec.EllipticCurvePrivateKey) else (3072, 4096)
     if key.key_size >= large:

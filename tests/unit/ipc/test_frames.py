@@ -116,9 +116,10 @@ def test_the_golden_digest_still_says_the_same() -> None:
 
 @pytest.mark.parametrize("topic", BODIES)
 def test_samples_differ_from_the_defaults_in_most_fields(topic: str) -> None:
-    # A golden frame made of defaults would prove nothing about them.
-    body = BODIES[topic]
+    # A golden frame made of defaults would prove nothing about them. (Fields that came later are not in it.)
+    body, kept = BODIES[topic], msgpack.unpackb(golden(topic).read_bytes())["body"]
     fields = [field for field in dataclasses.fields(body) if field.default is not dataclasses.MISSING]
+    fields = [field for field in fields if field.name in kept]
     assert len([f for f in fields if getattr(body, f.name) == f.default]) <= 2
 
 

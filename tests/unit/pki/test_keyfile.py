@@ -7,14 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from swarm.errors import BadInput, CorruptFile, Locked, TimedOut
+from swarm.errors import BadInput, CorruptFile, Locked, Refused, TimedOut
 from swarm.paths import Paths
 from swarm.pki import pem, privatekey
 from swarm.pki.credentials import CertificateExpired, load_credentials
 from swarm.pki.keyfile import Kek, KeyFile
 from swarm.pki.request import new_request
 from swarm.pki.rootca import RootCA
+from tests.tools.authority import Authority
 
 ROOT = RootCA.create()
 HEADERS = {"raft-dek": "b25l", "raft-dek-pending": "dHdv", "raft-dek-needs-rotation": "true"}
@@ -307,3 +309,24 @@ def test_certificates_that_name_no_node_are_refused(
     pair.write(leaf.pem, leaf.key_pem)
     with pytest.raises(CorruptFile, match=text):
         load_credentials(paths)
+
+
+@pytest.mark.parametrize("kek", [b"", b"unlock"])
+def test_a_downgraded_key_is_read_by_old_and_new_and_goes_with_the_next_write(tmp_path: Path, kek: bytes) -> None:
+    paths = Paths(tmp_path / "s", tmp_path / "r")
+    own = Authority().bootstrap(paths)
+    file = KeyFile.of(paths)
+    file.rotate(lambda _, headers: (Kek(kek, 7), {**headers, "raft-dek": "kept"}))
+    file.downgrade(*([kek] if kek else []))
+    text = paths.node_key.read_bytes()
+    assert text.startswith(b"-----BEGIN EC PRIVATE KEY-----")
+    assert (b"DEK-Info: AES-256-CBC," in text) is bool(kek)
+    pair = file.read(*([kek] if kek else []))
+    assert (pair.key_pem, pair.headers, pair.kek) == (own.key_pem, {"raft-dek": "kept"}, Kek(kek, 7))
+    with pytest.raises(Refused, match="already downgraded"):
+        file.downgrade(kek)
+    if kek:
+        with pytest.raises(Locked):
+            file.read(b"another")
+        headerless = text.replace(b"kek-version: 7\n", b"").replace(b"raft-dek: kept\n", b"")
+        assert load_pem_private_key(headerless, kek), "OpenSSL reads what Go would"
