@@ -12,6 +12,7 @@ Never  starts a task's process itself: the workload's supervisord does, and outl
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from contextlib import ExitStack
 
@@ -44,6 +45,8 @@ async def body(context: Context, stop: asyncio.Event) -> ExitCode:
                 clock=SystemClock(),
                 log=context.log,
             )
+            # `swarmvisor leave`
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.leave)
             work = asyncio.create_task(agent.run(), name="agent")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipc import topics
@@ -16,22 +17,25 @@ from procs.agent.executor import Executor
 from procs.agent.files import TaskFiles
 from procs.agent.journal import Journal
 from procs.agent.link import Link, SessionEnded
+from procs.agent.logs import LogPublisher
 from procs.agent.plugin import Plugin
 from procs.agent.processes import Processes
 from procs.agent.reporter import Report, ReportQueue
 from procs.agent.session import SessionBrain, Target
+from procs.agent.verdict import refusal
 from procs.agent.worker import Worker
 from swarm import logs
 from swarm.api import dispatcher_pb2, objects_pb2, specs_pb2, types_pb2
 from swarm.backoff import Backoff, BackoffPolicy
 from swarm.clock import Clock
-from swarm.dial import control_channel, remote_channel
-from swarm.errors import SwarmvisorError
+from swarm.dial import MANAGER_NAME, control_channel, remote_channel
+from swarm.errors import BadInput, Refused, SwarmvisorError
 from swarm.metrics import Metrics, Sample
 from swarm.nodeconfig import NodeConfig
 from swarm.paths import Paths
 from swarm.pki.held import Credentials, read_published
 from swarm.remotes import Peer
+from swarm.tmpfs import tasks_in_memory
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -65,23 +69,28 @@ class Agent:
         self._clock = clock
         self._remembered, rows = database.load()
         self._journal = Journal(database)
-        self._files = TaskFiles(paths)
+        memory = _memory(paths, log)
+        self._files = TaskFiles(paths, memory)
         self._processes = Processes()
         self._plugin = Plugin(paths, self._processes, log)
         self._reports = ReportQueue()
         self._reports_waiting = asyncio.Event()
         self._credentials: Credentials | None = None
+        self._logs = LogPublisher(directory=paths.task, node_id=self._node_id, log=log)
+        self._executor = Executor(state=paths.state, config=config, node_id=self._node_id, memory=memory)
         self._worker = Worker(
-            executor=Executor(state=paths.state, config=config, node_id=self._node_id),
+            executor=self._executor,
             plugin=self._plugin,
             processes=self._processes,
             files=self._files,
             journal=self._journal,
             reports=self._reports,
             reported=self._reports_waiting.set,
+            started=self._logs.started,
             clock=clock,
             log=log,
         )
+        self._logs.of(self._worker.tasks)
         self._worker.load(rows)
         self._brain = SessionBrain(session_id=self._remembered.session_id)
         self._description: types_pb2.NodeDescription | None = None
@@ -90,7 +99,10 @@ class Agent:
         self._under = topics.Under()
         self._node = objects_pb2.Node()
         self._closing = ""
+        self._leaving = False
         self._session: asyncio.Task[None] | None = None
+        self._begun = False
+        """Whether the present session's task has run at all."""
         self._resting: asyncio.TimerHandle | None = None
         self._reload: asyncio.TimerHandle | None = None
         self._reload_backoff = Backoff(_RELOAD)
@@ -116,12 +128,23 @@ class Agent:
             for timer in (self._resting, self._reload):
                 if timer is not None:
                     timer.cancel()
+            await self._logs.close()
             self._files.close()
             self._journal.close()
 
     def stop(self) -> None:
         """The agent is about to be cancelled: open no session any more."""
         self._group = None
+
+    def leave(self) -> None:
+        """The node leaves the swarm: close the session, end and remove all tasks, take no new ones, then say `left`."""
+        if self._group is None or self._leaving:
+            return
+        self._leaving = True
+        self._said = session.Say("waiting", why="the node leaves the swarm: ending its tasks")
+        self._publish()
+        self._perform(self._brain.left())
+        self._group.create_task(self._end_tasks(), name="leave")
 
     # -- the bus -------------------------------------------------------------------------------------
 
@@ -140,8 +163,8 @@ class Agent:
                 self._perform(self._brain.local_manager(ready=manager.state == "ready", epoch=value.epoch))
             case topics.Remotes(managers):
                 self._perform(self._brain.managers((Peer(m.node_id, m.addr), m.weight) for m in managers))
-            case topics.Node(state="leaving") if self._said.state != "left":
-                self._leave()
+            case topics.Node(state="leaving"):
+                self.leave()
 
     async def _certificate(self, certificate: topics.Certificate) -> None:
         if not certificate.fingerprint or certificate.state == "locked":
@@ -149,7 +172,9 @@ class Agent:
             self._perform(self._brain.no_certificate(why))
             return
         held = self._credentials
-        if held and (held.fingerprint, held.root_digest) == (certificate.fingerprint, certificate.root_digest):
+        known = held and (held.fingerprint, held.root_digest) == (certificate.fingerprint, certificate.root_digest)
+        self._perform(self._brain.dates(expired=certificate.state == "expired", known=bool(known)))
+        if known:
             return
         await self._load_certificate(certificate)
 
@@ -191,7 +216,8 @@ class Agent:
                     self._open(target, session_id)
                 case session.Close(why):
                     self._closing = why
-                    if self._session is not None:
+                    # A task that is cancelled before its first step never runs: it would not say that it ended.
+                    if self._session is not None and self._begun:
                         self._session.cancel()
                 case session.Rest(seconds):
                     loop = asyncio.get_running_loop()
@@ -206,6 +232,7 @@ class Agent:
         if self._credentials is None:
             raise AssertionError("a session is opened only under a certificate")
         self._closing = ""
+        self._begun = False
         self._assigned = False
         credentials = self._credentials
         self._under = topics.Under(credentials.fingerprint, credentials.root_digest)
@@ -213,6 +240,11 @@ class Agent:
 
     async def _hold(self, target: Target, session_id: str, credentials: Credentials) -> None:
         """One session from its first packet to its end, which the brain is told."""
+        self._begun = True
+        if self._closing:  # before its first step
+            self._session = None
+            self._perform(self._brain.ended(self._closing))
+            return
         channel = self._channel(target, credentials)
         self._description = self._describe(credentials)
         self._log.info("opening a session with %s", target.addr)
@@ -223,14 +255,23 @@ class Agent:
             reports=self._reports,
             reports_waiting=self._reports_waiting,
             ports=self,
+            logs=self._logs,
             log=self._log,
         )
+        refused = ""
         try:
             await link.run()
         except SessionEnded as error:
             why = error.message
             self._log.warning("session with %s: %s", target.addr, why)
             self._sessions.labels("failed").inc()
+            if not target.local and await _learn(target.addr, credentials.root_pem):
+                self._log.warning(
+                    "%s speaks TLS as Go does and grpc does not; tunnelling to it from now on", target.addr
+                )
+            refused = await refusal(
+                error.__cause__, target.addr, credentials, first=not session_id, now=self._clock.wall_ns() / 1e9
+            )
         except asyncio.CancelledError:
             if not self._closing:
                 raise  # the whole agent ends
@@ -240,7 +281,7 @@ class Agent:
         finally:
             await channel.close()
         self._session = None
-        self._perform(self._brain.ended(why))
+        self._perform(self._brain.ended(refused or why, refused=bool(refused)))
 
     def _channel(self, target: Target, credentials: Credentials) -> grpc.aio.Channel:
         if target.local:
@@ -264,10 +305,14 @@ class Agent:
 
     # -- link.Ports ----------------------------------------------------------------------------------
 
-    def session_message(self, message: dispatcher_pb2.SessionMessage) -> None:
+    def session_message(self, message: dispatcher_pb2.SessionMessage, *, foreign: bool) -> None:
         """See link.Ports."""
         if message.HasField("node"):
             self._node = message.node
+            try:
+                self._executor.configure(vxlan_port=message.node.VXLANUDPPort)
+            except BadInput as error:
+                self._log.warning("%s", error.message)
         node = self._node
         self._bus.publish(
             "node.changes",
@@ -275,10 +320,11 @@ class Agent:
                 desired_role=_ROLES.get(node.spec.desired_role, ""),
                 observed_role=_ROLES.get(node.role, ""),
                 issuance_state=int(node.certificate.status.state),
-                vxlan_port=node.VXLANUDPPort,
+                vxlan_port=self._executor.vxlan_port,
                 root_ca=message.RootCA,
                 under=self._under,
                 availability=specs_pb2.NodeSpec.Availability.Name(node.spec.availability).lower(),
+                foreign=foreign,
             ),
         )
         managers = tuple(
@@ -287,6 +333,8 @@ class Agent:
             if entry.peer.addr
         )
         self._bus.publish("managers", topics.Managers(managers))
+        # At once, and each time: a manager that failed us is tried again when another one lists it (reference §1.10).
+        self._perform(self._brain.managers((Peer(m.node_id, m.addr), m.weight) for m in managers))
 
     def registered(self, session_id: str, *, resumed: bool) -> None:
         """See link.Ports."""
@@ -316,14 +364,9 @@ class Agent:
 
     # -- small things --------------------------------------------------------------------------------
 
-    def _leave(self) -> None:
-        if self._group is not None:
-            self._said = session.Say("left", why="the node leaves")
-            self._perform(self._brain.left())
-            self._group.create_task(self._end_tasks(), name="leave")
-
     async def _end_tasks(self) -> None:
         await self._worker.leave()
+        self._said = session.Say("left", why="the node leaves the swarm")
         self._publish()
 
     def _publish(self) -> None:
@@ -352,6 +395,22 @@ class Agent:
         )
         for name, count in self._bus.counters.items():
             yield Sample(f"swarmvisor_bus_{name}_total", "Counted by the bus.", count, "counter")
+
+
+async def _learn(addr: str, root_pem: bytes) -> bool:
+    """Whether the manager turns out to be one that grpc cannot speak to, and a tunnel can."""
+    from swarm.tunnel import learn  # late: cryptography, only where a session has failed
+
+    return await learn(addr, root_pem, MANAGER_NAME)
+
+
+def _memory(paths: Paths, log: logging.Logger) -> Path | None:
+    """Where tasks get their secrets and configs; without such a place tasks that have some are refused."""
+    try:
+        return tasks_in_memory(paths)
+    except Refused as error:
+        log.warning("%s", error.describe())
+        return None
 
 
 def _credentials(paths: Paths, said: topics.Certificate) -> Credentials:

@@ -14,8 +14,9 @@ from swarm.nodeconfig import NodeConfig
 
 RUNTIME_LABEL = ("runtime", "process")
 """Engine label of nodes that run processes; our scheduler matches tasks to nodes by it (DESIGN §7)."""
-PLUGINS = (("Runtime", "process"),)
-"""No (Network, overlay): this node has none, and tasks on overlay networks must not be placed here."""
+PLUGINS = (("Network", "host"), ("Runtime", "process"))
+"""No (Network, overlay): this node has none, and tasks on overlay networks must not be placed here. The host's own
+network (`--network host`) is where every process is."""
 _NANOS = 10**9
 
 

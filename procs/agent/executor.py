@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from procs.agent.dependencies import CONFIGS, CONFIGS_VARIABLE, SECRETS, SECRETS_VARIABLE, FileSet, needs_files
 from procs.agent.refusals import refusals
 from procs.agent.users import User, Users
 from swarm.api import objects_pb2, specs_pb2
@@ -40,6 +41,10 @@ _VARIABLE = re.compile(r"[^=\0]+")
 _CAPABILITY = re.compile(r"[A-Z_]+")
 
 
+VXLAN_PORTS = (1024, 49151)
+"""The ports that Docker takes for overlay networks: IANA's user ports."""
+
+
 class Unresolvable(BadInput):
     """The task cannot run on this node; the message says why."""
 
@@ -59,6 +64,8 @@ class Resolved:
 
     spec: TaskSpec
     work_owner: tuple[int, int] | None = None
+    private: FileSet | None = None
+    """Where its secrets and configs go; their content is filled in when the task is prepared."""
 
 
 class Executor:
@@ -70,15 +77,29 @@ class Executor:
         state: Path,
         config: NodeConfig,
         node_id: Callable[[], str],
+        memory: Path | None = None,
         users: Users | None = None,
         euid: int | None = None,
     ) -> None:
+        """`memory`: below it each task gets its secrets and configs; None: there is no such place."""
         self._bundles = state / BUNDLES
         self._state = state
         self._config = config
         self._node_id = node_id
+        self._memory = memory
         self._users = users or Users()
         self._euid = os.geteuid() if euid is None else euid
+        self.vxlan_port = 0
+        """UDP port of the swarm's overlay networks, 0: the default. Their tasks are refused in words (`refusals`)."""
+
+    def configure(self, *, vxlan_port: int) -> None:
+        """Take what the node object says (SwarmKit's Configure). Raises BadInput; the port of before stays then."""
+        if vxlan_port and not VXLAN_PORTS[0] <= vxlan_port <= VXLAN_PORTS[1]:
+            raise BadInput(
+                f"VXLAN UDP port {vxlan_port} is not in the range {VXLAN_PORTS[0]} to {VXLAN_PORTS[1]}; "
+                f"{self.vxlan_port or 'the default'} stays"
+            )
+        self.vxlan_port = vxlan_port
 
     def resolve(self, task: objects_pb2.Task) -> Resolved:
         """The process to start for `task`. Raises Unresolvable."""
@@ -98,10 +119,11 @@ class Executor:
             raise Unresolvable("a command cannot hold a NUL character")
         limits = task.spec.resources.limits
         wrapper, wrapped = self._wrapper(container, user)
+        private = self._private(task, user)
         spec = TaskSpec(
             task_id=task.id,
             argv=argv,
-            env=self._environment(task, user),
+            env=self._environment(task, user, private),
             cwd=_directory(container.dir) or str(image.directory or ""),
             uid=-1 if wrapped else user.uid,
             gid=-1 if wrapped else user.gid,
@@ -115,7 +137,16 @@ class Executor:
             rlimits=_rlimits(container),
             wrapper=wrapper,
         )
-        return Resolved(spec, work_owner=(user.uid, user.gid) if wrapped else None)
+        return Resolved(spec, work_owner=(user.uid, user.gid) if wrapped else None, private=private)
+
+    def _private(self, task: objects_pb2.Task, user: User) -> FileSet | None:
+        if not needs_files(task):
+            return None
+        if self._memory is None:
+            raise Unresolvable(
+                "secrets and configs cannot be honoured: this node has no file system in memory for them"
+            )
+        return FileSet(self._memory / task.id, (), user.uid, user.gid)
 
     def _user(self, container: specs_pb2.ContainerSpec) -> User:
         text = container.user
@@ -166,7 +197,7 @@ class Executor:
             )
         return Image(command=[str(command)], directory=home)
 
-    def _environment(self, task: objects_pb2.Task, user: User) -> dict[str, str]:
+    def _environment(self, task: objects_pb2.Task, user: User, private: FileSet | None) -> dict[str, str]:
         env = {
             "PATH": DEFAULT_PATH,
             "HOME": user.home,
@@ -179,6 +210,10 @@ class Executor:
             "SWARMVISOR_SERVICE_NAME": task.service_annotations.name,
             "SWARMVISOR_NODE_ID": task.node_id or self._node_id(),
         }
+        if private is not None and task.spec.container.secrets:
+            env[SECRETS_VARIABLE] = str(private.directory / SECRETS)
+        if private is not None and task.spec.container.configs:
+            env[CONFIGS_VARIABLE] = str(private.directory / CONFIGS)
         generic: dict[str, list[str]] = {}
         for one in task.assigned_generic_resources:
             if one.WhichOneof("resource") == "named_resource_spec":

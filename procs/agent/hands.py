@@ -11,16 +11,19 @@ import logging
 from collections.abc import Callable, Sequence
 
 from procs.agent.entry import Entry
-from procs.agent.executor import Executor, Unresolvable
+from procs.agent.executor import Executor
 from procs.agent.files import TaskFiles
 from procs.agent.plugin import Plugin
 from procs.agent.task import Failed, Operation
-from swarm.errors import Unreachable
+from swarm.errors import BadInput, Unreachable
 from swarm.supervisor_rpc import SupervisorFault
 
 
 class Hands:
-    """Queues of entries; `poke` is called for each when its work is done, `removed` when nothing is left of it."""
+    """Queues of entries; `poke` is called for each when its work is done, `removed` when nothing is left of it.
+
+    `supply` completes what is to be written for a task; it raises BadInput if that cannot be had.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class Hands:
         executor: Executor,
         plugin: Plugin,
         files: TaskFiles,
+        supply: Callable[[Entry], None],
         store: Callable[[Sequence[Entry]], asyncio.Future[None]],
         poke: Callable[[Entry], None],
         removed: Callable[[Entry], None],
@@ -37,6 +41,7 @@ class Hands:
         self._executor = executor
         self._plugin = plugin
         self._files = files
+        self._supply = supply
         self._store = store
         self._poke = poke
         self._removed = removed
@@ -45,6 +50,7 @@ class Hands:
         self._prepares: list[Entry] = []
         self._starts: list[Entry] = []
         self._cleanups: list[Entry] = []
+        self._withdrawals: list[str] = []
         self._files_wake = asyncio.Event()
         self._starts_wake = asyncio.Event()
 
@@ -65,6 +71,11 @@ class Hands:
         self._cleanups.append(entry)
         self._files_wake.set()
 
+    def withdraw(self, task_id: str) -> None:
+        """Remove the secrets and configs of a task that has ended."""
+        self._withdrawals.append(task_id)
+        self._files_wake.set()
+
     async def run(self) -> None:
         """Serve the queues until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -75,8 +86,9 @@ class Hands:
         while True:
             await self._files_wake.wait()
             self._files_wake.clear()
-            while self._prepares or self._cleanups:
+            while self._prepares or self._cleanups or self._withdrawals:
                 await self._prepare_batch()
+                await self._withdraw_batch()
                 await self._cleanup_batch()
 
     async def _prepare_batch(self) -> None:
@@ -95,6 +107,13 @@ class Hands:
             entry.prepared = error == ""
             if error:
                 entry.problem = Failed(error)
+
+    async def _withdraw_batch(self) -> None:
+        batch, self._withdrawals = self._withdrawals, []
+        for task_id, error in (await self._files.withdraw(batch) if batch else {}).items():
+            if error:
+                # Tried again when the task is removed.
+                self._log.warning("task %s: %s", task_id, error)
 
     async def _cleanup_batch(self) -> None:
         batch, self._cleanups = self._cleanups, []
@@ -149,10 +168,12 @@ class Hands:
         """Specs that an earlier life of this agent wrote are written again, so that they are there for sure."""
         missing = [entry for entry in batch if not entry.prepared]
         for entry in missing:
-            if entry.resolved is None and entry.machine is not None:
+            if entry.machine is not None:
                 try:
-                    entry.resolved = self._executor.resolve(entry.machine.task)
-                except Unresolvable as error:
+                    if entry.resolved is None:
+                        entry.resolved = self._executor.resolve(entry.machine.task)
+                    self._supply(entry)
+                except BadInput as error:
                     entry.problem = Failed(error.describe())
         await self._write_specs([entry for entry in missing if entry.problem is None])
         for entry in batch:

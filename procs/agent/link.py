@@ -15,7 +15,9 @@ from typing import Any, Protocol, TypeVar, cast
 import grpc
 import grpc.aio
 
+from procs.agent.logs import LogPublisher
 from procs.agent.reporter import Report, ReportQueue
+from swarm import dial
 from swarm.api import dispatcher_pb2, dispatcher_pb2_grpc, logbroker_pb2, logbroker_pb2_grpc, types_pb2
 from swarm.errors import Unreachable
 
@@ -37,8 +39,8 @@ class SessionEnded(Unreachable):
 class Ports(Protocol):
     """Whom a session tells."""
 
-    def session_message(self, message: dispatcher_pb2.SessionMessage) -> None:
-        """Node, managers, root: the newest."""
+    def session_message(self, message: dispatcher_pb2.SessionMessage, *, foreign: bool) -> None:
+        """Node, managers, root: the newest. `foreign`: from a manager that is not ours."""
 
     def registered(self, session_id: str, *, resumed: bool) -> None:
         """The manager has answered. Not `resumed`: it knows nothing of earlier reports."""
@@ -77,16 +79,20 @@ class Link:
         reports: ReportQueue,
         reports_waiting: asyncio.Event,
         ports: Ports,
+        logs: LogPublisher,
         log: logging.Logger,
     ) -> None:
+        self._channel = channel
         self._dispatcher: dispatcher_pb2_grpc.DispatcherAsyncStub = dispatcher_pb2_grpc.DispatcherStub(channel)
         self._broker: logbroker_pb2_grpc.LogBrokerAsyncStub = logbroker_pb2_grpc.LogBrokerStub(channel)
         self._description = description
         self._offered = session_id
         self._session_id = ""
+        self._foreign = False
         self._reports = reports
         self._reports_waiting = reports_waiting
         self._ports = ports
+        self._logs = logs
         self._log = log
 
     async def run(self) -> None:
@@ -102,7 +108,8 @@ class Link:
             if first is None:
                 raise SessionEnded("the manager ended the session at once")
             self._session_id = first.session_id
-            self._ports.session_message(first)
+            self._foreign = dial.OURS not in dict(await stream.initial_metadata())
+            self._ports.session_message(first, foreign=self._foreign)
             self._ports.registered(self._session_id, resumed=self._session_id == self._offered)
             await self._hold(lambda: self._listen(stream))
         except grpc.aio.AioRpcError as error:
@@ -134,7 +141,7 @@ class Link:
 
     async def _listen(self, stream: grpc.aio.UnaryStreamCall[Any, dispatcher_pb2.SessionMessage]) -> None:
         while (message := await _read(stream)) is not None:
-            self._ports.session_message(message)
+            self._ports.session_message(message, foreign=self._foreign)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -184,8 +191,9 @@ class Link:
     async def _subscriptions(self) -> None:
         stream = self._broker.ListenSubscriptions(logbroker_pb2.ListenSubscriptionsRequest())
         try:
-            while (message := await _read(stream)) is not None:
-                self._log.debug("log subscription %s: this node publishes no logs", message.id)
+            async with self._logs.session(self._channel) as subscriptions:
+                while (message := await _read(stream)) is not None:
+                    subscriptions.hear(message)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise

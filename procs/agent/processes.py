@@ -38,6 +38,10 @@ class Words(Protocol):
     @property
     def start_ticks(self) -> int: ...
     @property
+    def started_at(self) -> int: ...
+    @property
+    def exited_at(self) -> int: ...
+    @property
     def wait_status(self) -> int: ...
     @property
     def why(self) -> str: ...
@@ -68,6 +72,10 @@ class Observation:
     """Ended without a wait status: it could not be started, or was lost; in words."""
     started: bool = True
     """Whether there ever was a process."""
+    started_at: int = 0
+    """Unix ns, 0: not known."""
+    exited_at: int = 0
+    """Unix ns, 0: not known."""
 
     def process(self, task_id: str) -> Process:
         """For the status."""
@@ -81,11 +89,11 @@ class Observation:
         """The result of waiting for a process that has ended."""
         process = self.process(task_id)
         if self.why:
-            return Failed(self.why, process=process)
+            return Failed(self.why, process=process, at=self.exited_at)
         code = exit_code(self.wait_status)
         if code == 0:
-            return Done(process)
-        return Failed(exit_text(self.wait_status), exit_code=code, process=process)
+            return Done(process, at=self.exited_at)
+        return Failed(exit_text(self.wait_status), exit_code=code, process=process, at=self.exited_at)
 
 
 _PHASES = {STARTING: Phase.STARTING, EXITED: Phase.ENDED, FAILED: Phase.ENDED}
@@ -208,7 +216,16 @@ class Processes:
         phase = _PHASES.get(words.state, Phase.ALIVE)
         failed = words.state == FAILED
         why = (words.why or "the process could not be started") if failed else ""
-        return Observation(phase, words.pid, words.start_ticks, words.wait_status, why, started=not failed)
+        return Observation(
+            phase,
+            words.pid,
+            words.start_ticks,
+            words.wait_status,
+            why,
+            started=not failed,
+            started_at=words.started_at,
+            exited_at=words.exited_at,
+        )
 
 
 @dataclass(frozen=True)
@@ -247,6 +264,8 @@ def judge(
             wait_status=ended.wait_status,
             why=ended.why,
             started=not ended.why,
+            started_at=ended.started_at,
+            exited_at=ended.exited_at,
         )
     if not attached:
         return UNKNOWN

@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from procs.agent.dependencies import refused_targets
 from swarm.api import objects_pb2, specs_pb2, types_pb2
 
+_DELIVERED = (types_pb2.TASK, types_pb2.SECRET, types_pb2.CONFIG)
 _HOST_FILES = "a process uses the host's own files as they are"
+_HOST = "host"
 _HOST_NETWORK = "a process uses the host's own network"
+
+
+def _other_networks(task: objects_pb2.Task) -> bool:
+    """Whether the task wants more than the host's own network (`--network host`)."""
+    own = [
+        a for a in task.networks if a.network.driver_state.name == _HOST or a.network.spec.driver_config.name == _HOST
+    ]
+    return len(own) < max(len(task.networks), len(task.spec.networks))
+
 
 _CONTAINER: tuple[tuple[str, Callable[[specs_pb2.ContainerSpec], object], str], ...] = (
     ("hostname", lambda c: c.hostname, "a process shares the host's name"),
@@ -19,8 +31,6 @@ _CONTAINER: tuple[tuple[str, Callable[[specs_pb2.ContainerSpec], object], str], 
     ("open_stdin", lambda c: c.open_stdin, "tasks have no standard input"),
     ("read_only", lambda c: c.read_only, _HOST_FILES),
     ("mounts", lambda c: c.mounts, _HOST_FILES),
-    ("secrets", lambda c: c.secrets, "this release does not deliver secrets to tasks"),
-    ("configs", lambda c: c.configs, "this release does not deliver configs to tasks"),
     ("hosts", lambda c: c.hosts, "a process uses the host's own /etc/hosts"),
     (
         "dns_config",
@@ -54,7 +64,7 @@ _CONTAINER: tuple[tuple[str, Callable[[specs_pb2.ContainerSpec], object], str], 
 )
 
 _TASK: tuple[tuple[str, Callable[[objects_pb2.Task], object], str], ...] = (
-    ("networks", lambda t: t.networks or t.spec.networks, _HOST_NETWORK),
+    ("networks", _other_networks, _HOST_NETWORK),
     (
         "endpoint.ports",
         lambda t: t.endpoint.ports or t.endpoint.spec.ports,
@@ -63,8 +73,8 @@ _TASK: tuple[tuple[str, Callable[[objects_pb2.Task], object], str], ...] = (
     ("volumes", lambda t: t.volumes, "this node has no volume plugins"),
     (
         "resource_references",
-        lambda t: t.spec.resource_references,
-        "this release does not deliver secrets, configs or volumes to tasks",
+        lambda t: any(r.resource_type not in _DELIVERED for r in t.spec.resource_references),
+        "this node has no volume plugins",
     ),
     (
         "log_driver",
@@ -97,6 +107,7 @@ def refusals(task: objects_pb2.Task) -> Iterator[str]:
     for name, asks_of_container, why in _CONTAINER:
         if asks_of_container(task.spec.container):
             yield f"{name} cannot be honoured: {why}"
+    yield from refused_targets(task.spec.container)
     for entry in task.spec.container.env:
         key, _, value = entry.partition("=")
         if "{{" in value:

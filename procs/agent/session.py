@@ -77,7 +77,7 @@ class Rest:
 
 @dataclass(frozen=True)
 class Say:
-    """What the bus is told: `waiting` or `connected`, to whom, and why not."""
+    """What the bus is told: `waiting`, `refused` or `connected`, to whom, and why not."""
 
     state: str
     target: Target | None = None
@@ -102,6 +102,7 @@ class SessionBrain:
         self._node_id = ""
         self._certificate: tuple[str, str] | None = None
         self._unusable = "waiting for a certificate"
+        self._expired = False
         self._local_epoch = 0
         self._avoid_local = False
         self._left = False
@@ -114,6 +115,12 @@ class SessionBrain:
         self._certificate = (fingerprint, root_digest)
         self._node_id = node_id
         return self._close("a new certificate") if changed and self._in_session else self._open_if_idle()
+
+    def dates(self, *, expired: bool, known: bool) -> list[Effect]:
+        """Whether the certificate is past its end: then other nodes' managers would only drop the connection, and
+        gRPC would not say why (DESIGN §10). `known`: it is the one in use, no other one follows."""
+        was, self._expired = self._expired, expired
+        return self._open_if_idle() if known and was and not expired else []
 
     def no_certificate(self, why: str) -> list[Effect]:
         """None can be used yet."""
@@ -154,8 +161,8 @@ class SessionBrain:
         self.phase = Phase.CONNECTED
         return [Say("connected", self.target, session_id)]
 
-    def ended(self, why: str) -> list[Effect]:
-        """The session is over, on purpose or not."""
+    def ended(self, why: str, *, refused: bool = False) -> list[Effect]:
+        """The session is over, on purpose or not. `refused`: the swarm will not take this node for what `why` says."""
         self._must_be(Phase.OPENING, Phase.CONNECTED, Phase.CLOSING)
         target, self.target = self.target, None
         if self.phase is Phase.CLOSING:
@@ -167,7 +174,7 @@ class SessionBrain:
                 self._remotes.observe_if_exists(Peer(target.node_id, target.addr), -DEFAULT_WEIGHT)
                 self._avoid_local = False
         self.phase = Phase.RESTING
-        return [Say("waiting", why=why), Rest(self._backoff.failed())]
+        return [Say("refused" if refused else "waiting", why=why), Rest(self._backoff.failed())]
 
     def rested(self) -> list[Effect]:
         """The wait is over; of no meaning if the phase has changed since."""
@@ -201,6 +208,8 @@ class SessionBrain:
         if self._certificate is None:
             return [Say("waiting", why=self._unusable)]
         target = self._choose()
+        if target is not None and self._expired and not target.local:
+            return [Say("waiting", why="this node's certificate has expired; waiting for the renewer")]
         if target is None:
             return [Say("waiting", why="no manager is known or ready")]
         self.phase = Phase.OPENING

@@ -69,19 +69,22 @@ class Process:
 
 @dataclass(frozen=True)
 class Done:
-    """The operation did what it was asked, now or earlier."""
+    """The operation did what it was asked, now or earlier: `at` that time (Unix ns), 0: now."""
 
     process: Process | None = None
+    at: int = 0
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The operation did not. `temporary`: the same may work later. `exit_code` of the process if it had one."""
+    """The operation did not. `temporary`: the same may work later. `exit_code` of the process if it had one; `at` as
+    for Done."""
 
     error: str
     temporary: bool = False
     exit_code: int = 0
     process: Process | None = None
+    at: int = 0
 
 
 class Outcome(Enum):
@@ -127,7 +130,13 @@ def decide(state: int, desired: int) -> Advance | Operation | None:
 def conclude(
     status: types_pb2.TaskStatus, operation: Operation, result: Done | Failed, now_ns: int
 ) -> tuple[types_pb2.TaskStatus, Outcome]:
-    """The status after `operation` ended with `result` (§3.3 with FATAL); `status` itself is left alone."""
+    """The status after `operation` ended with `result` (§3.3 with FATAL); `status` itself is left alone.
+
+    Its time is that of the event where that is known and lies between the status of before and now.
+    """
+    before = status.timestamp.seconds * 10**9 + status.timestamp.nanos
+    if before <= result.at <= now_ns and result.at:
+        now_ns = result.at
     new = _copy(status)
     outcome = Outcome.OK
     if isinstance(result, Done):

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from procs.agent import task as states
 from procs.agent.database import Acknowledge, Change, DeleteTask, PutTask, TaskRow
+from procs.agent.dependencies import Dependencies, needs_files
 from procs.agent.entry import Entry, restored, stray, without_status
 from procs.agent.executor import Executor, Unresolvable
 from procs.agent.files import TaskFiles
@@ -26,6 +27,7 @@ from procs.agent.task import Done, Failed, Machine, Operation, Outcome
 from procs.agent.watcher import Watcher
 from swarm.api import dispatcher_pb2, objects_pb2, types_pb2
 from swarm.clock import Clock
+from swarm.errors import BadInput
 
 _ELSEWHERE = "?"
 """Instance of a task that was started before our memory begins."""
@@ -44,6 +46,7 @@ class Worker:
         journal: Journal,
         reports: ReportQueue,
         reported: Callable[[], None],
+        started: Callable[[objects_pb2.Task], None] = lambda _task: None,
         clock: Clock,
         log: logging.Logger,
     ) -> None:
@@ -54,8 +57,10 @@ class Worker:
         self._journal = journal
         self._reports = reports
         self._reported = reported
+        self._started = started
         self._clock = clock
         self._log = log
+        self._dependencies = Dependencies()
         self._entries: dict[str, Entry] = {}
         self._dirty: dict[str, Entry] = {}
         self._flushing = False
@@ -69,6 +74,7 @@ class Worker:
             executor=executor,
             plugin=plugin,
             files=files,
+            supply=self._supply,
             store=self._store,
             poke=self._poke,
             removed=self._forget,
@@ -84,11 +90,17 @@ class Worker:
         """Tasks assigned to this node."""
         return sum(1 for entry in self._entries.values() if not entry.row.removing)
 
+    def tasks(self) -> list[objects_pb2.Task]:
+        """The tasks assigned to this node."""
+        return [entry.row.task for entry in self._entries.values() if not entry.row.removing]
+
     def load(self, rows: Iterable[TaskRow]) -> None:
         """Take up what the database remembers."""
         for row in rows:
             entry = self._entries[row.id] = restored(row)
             self._poke(entry)
+            if row.status.state >= states.COMPLETE:
+                self._withdraw(row)
 
     def discard(self) -> None:
         """Remove every task: they were another identity's, or the node leaves."""
@@ -101,11 +113,13 @@ class Worker:
         if self._leaving:
             return
         complete = message.type == dispatcher_pb2.AssignmentsMessage.COMPLETE
+        waiting = not self._dependencies.complete
+        self._dependencies.apply(message)
         assigned: set[str] = set()
         removed: list[str] = []
         for change in message.changes:
             if change.assignment.WhichOneof("item") != "task":
-                continue  # secrets, configs and volumes: tasks that need them are rejected in words
+                continue  # secrets and configs were taken above; tasks that need volumes are rejected in words
             task = change.assignment.task
             if change.action == dispatcher_pb2.AssignmentChange.UPDATE:
                 assigned.add(task.id)
@@ -119,6 +133,10 @@ class Worker:
             entry = self._entries.get(task_id)
             if entry is not None:
                 self._remove(entry)
+                self._poke(entry)
+
+        if waiting and complete:
+            for entry in list(self._entries.values()):
                 self._poke(entry)
 
     def reports(self, *, everything: bool) -> list[Report]:
@@ -287,20 +305,40 @@ class Worker:
                 entry.resolved = self._executor.resolve(entry.machine.task)
             except Unresolvable as error:
                 return Failed(error.describe())
-        if not entry.preparing:
+        if not entry.preparing and self._supplied(entry):
+            try:
+                self._supply(entry)
+            except BadInput as error:
+                return Failed(error.describe())
             self._hands.prepare(entry)
         return None
+
+    def _supplied(self, entry: Entry) -> bool:
+        """Whether the task's secrets and configs are here, or will not come: after a restart the manager sends them
+        again."""
+        return self._dependencies.complete or not needs_files(entry.row.task)
+
+    def _supply(self, entry: Entry) -> None:
+        """Add secrets and configs to what is written for the task. Raises BadInput."""
+        resolved = entry.resolved
+        if resolved is not None and resolved.private is not None:
+            files = self._dependencies.files(entry.row.task)
+            entry.resolved = replace(resolved, private=replace(resolved.private, files=files))
+
+    def _withdraw(self, row: TaskRow) -> None:
+        if needs_files(row.task):
+            self._hands.withdraw(row.id)
 
     def _attempt_start(self, entry: Entry, seen: Observation) -> Done | Failed | None:
         match seen.phase:
             case Phase.ALIVE:
                 self._remember(entry, seen)
-                return Done(seen.process(entry.id))
+                return Done(seen.process(entry.id), at=seen.started_at)
             case Phase.ENDED:
-                return seen.result(entry.id) if seen.why else Done(seen.process(entry.id))
+                return seen.result(entry.id) if seen.why else Done(seen.process(entry.id), at=seen.started_at)
             case Phase.ABSENT if entry.problem is not None:
                 return entry.problem
-            case Phase.ABSENT if not entry.starting:
+            case Phase.ABSENT if not entry.starting and (entry.prepared or self._supplied(entry)):
                 self._hands.start(entry)
         return None
 
@@ -317,7 +355,7 @@ class Worker:
     def _attempt_shutdown(self, entry: Entry, seen: Observation) -> Done | Failed | None:
         match seen.phase:
             case Phase.ENDED:
-                return Done(seen.process(entry.id))
+                return Done(seen.process(entry.id), at=seen.exited_at)
             case Phase.ABSENT:
                 return Done()
             case Phase.ALIVE | Phase.STARTING if entry.problem is not None:
@@ -397,8 +435,11 @@ class Worker:
                 entry.committed = row.version
                 self._reports.put(Report(row.id, row.status, row.version))
                 told = True
+            if row.status.state >= states.STARTING:
+                self._started(row.task)
             if row.status.state >= states.COMPLETE:
                 self._release(entry)
+                self._withdraw(row)
         if told:
             self._reported()
 

@@ -36,12 +36,17 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "init": Entry("procs.cli.init", "command", "Create a node with a swarm of its own, and start it."),
+    "join": Entry("procs.cli.join", "command", "Create a node that joins a swarm, and start it."),
     "up": Entry("procs.cli.up", "command", "Start this node's processes."),
     "down": Entry("procs.cli.down", "command", "Stop this node's processes."),
     "status": Entry("procs.cli.status", "command", "Show where this node stands, also with everything down."),
+    "update": Entry("procs.cli.update", "command", "Change this node's addresses."),
     "wait": Entry("procs.cli.wait", "command", "Wait until this node is ready."),
     "leave": Entry("procs.cli.leave", "command", "Leave the swarm and wipe this node's state."),
     "join-token": Entry("procs.cli.join_token", "command", "Show the token with which a host joins."),
+    "swarm": Entry("procs.cli.swarm", "group", "See and change the swarm's root, settings and lock."),
+    "rejoin": Entry("procs.cli.rejoin", "command", "Come back with a certificate that expired too long ago."),
+    "unlock": Entry("procs.cli.unlock", "command", "Unlock this manager after a restart."),
     "node": Entry("procs.cli.node", "group", "List and steer the nodes of the swarm."),
     "service": Entry("procs.cli.service", "group", "Create, list and change services."),
     "task": Entry("procs.cli.task", "group", "Look at tasks and their output."),

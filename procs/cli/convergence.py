@@ -90,7 +90,13 @@ def judge_gone(tasks: Sequence[objects_pb2.Task]) -> Verdict:
     return Verdict(not tasks, f"{len(tasks)} task{'s' if len(tasks) != 1 else ''} still there")
 
 
-def wait(look: Callable[[], Verdict], *, what: str, timeout: float) -> None:
+def wait(
+    look: Callable[[], Verdict],
+    *,
+    what: str,
+    timeout: float,
+    remedy: str = "it goes on; look again with `swarmvisor service ps`",
+) -> None:
     """Look until done. Raises TimedOut with what is missing, SwarmvisorError if it can never be done."""
     started = time.monotonic()
     deadline = started + timeout
@@ -112,7 +118,7 @@ def wait(look: Callable[[], Verdict], *, what: str, timeout: float) -> None:
                 reasons = "; ".join(verdict.details)
                 raise TimedOut(
                     f"{what} is not there after {timeout:g} s: {verdict.line}{': ' + reasons if reasons else ''}",
-                    remedy="it goes on; look again with `swarmvisor service ps`",
+                    remedy=remedy,
                 )
             tell("; ".join([f"{what}: {verdict.line}", *verdict.details[:3]]))
             pause.wait(min(INTERVAL if now - started < 2 else INTERVAL * 10, max(0.01, deadline - now)))

@@ -203,3 +203,22 @@ def check_topic(topic: str) -> str:
     if topic == "*" or topic in TOPICS or any(topic.startswith(prefix) for prefix in FAMILIES):
         return topic
     raise BadInput(f"no topic {topic!r} on the bus", remedy=f"one of {', '.join([*TOPICS, 'process.*', 'task.*'])}")
+
+
+@group.command("downgrade-key")
+@click.option("--unlock-key", metavar="SWMKEY-…", help="Of a locked node; else the one in memory is tried.")
+@click.pass_obj
+def downgrade_key(paths: Paths, unlock_key: str | None) -> None:
+    """Rewrite the node's key in the form that old releases of SwarmKit read (SEC1). The next renewal undoes it."""
+    from swarm.nodeconfig import load_node_config  # late: only this command looks at it
+    from swarm.pki.keyfile import KeyFile  # late: imports cryptography, as do the next
+    from swarm.pki.tokens import parse_unlock_key
+    from swarm.unlock import raw, read_unlock_keys
+
+    file = KeyFile.of(paths)
+    if not file.key.exists():
+        raise Refused("this host has no node key", remedy="run `swarmvisor init` or `swarmvisor join`")
+    if file.read_headers()[2] and load_node_config(paths.node_toml).fips:
+        raise Refused("unsupported key format due to FIPS compliance")
+    file.downgrade(*([parse_unlock_key(unlock_key)] if unlock_key else raw(read_unlock_keys(paths))))
+    click.echo(f"{file.key} is an EC PRIVATE KEY now")

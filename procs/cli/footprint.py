@@ -15,6 +15,7 @@ OURS = (
     "join-token",
     "certificates",
     "state.json",
+    "node-state.json",
     "worker",
     "manager",
     "manager.erased-*",
@@ -52,6 +53,9 @@ def left_overs(paths: Paths) -> list[Path]:
 
 def wipe(paths: Paths) -> list[str]:
     """Remove what is ours, and the directory if that leaves it empty; return the names that were left alone."""
+    from swarm.unlock import forget_unlock_keys  # late: imports cryptography
+
+    forget_unlock_keys(paths)
     for path in left_overs(paths):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

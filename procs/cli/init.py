@@ -5,36 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 
 import click
 
 from procs.cli import lifecycle
 from procs.cli.footprint import foreign_entries
 from procs.cli.observed import supervisor_pid
+from procs.cli.options import node_options
 from procs.cli.progress import Progress
 from procs.cli.summary import next_steps, print_running, typed
 from swarm.errors import BadInput, Refused
-from swarm.nodeconfig import AVAILABILITIES, DEFAULT_LISTEN, NodeConfig, save_node_config, split_host_port, validate
+from swarm.files import write_atomic
+from swarm.nodeconfig import NodeConfig, save_node_config, split_host_port, validate
 from swarm.paths import Paths
 from swarm.process import make_directories
 
 
-def _labels(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for text in values:
-        key, separator, value = text.partition("=")
-        if not key or not separator:
-            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
-        labels[key] = value
-    return labels
-
-
 @click.command("init")
-@click.option("--listen-addr", metavar="HOST:PORT", default=DEFAULT_LISTEN, show_default=True, help="Remote API.")
-@click.option("--advertise-addr", metavar="HOST:PORT", default="", help="Address told to peers, if another.")
-@click.option("--hostname", metavar="NAME", default="", help="Name in listings; else the machine's.")
-@click.option("--label", "labels", metavar="K=V", multiple=True, callback=_labels, help="Engine label; repeatable.")
-@click.option("--availability", type=click.Choice(AVAILABILITIES), default="active", show_default=True)
+@node_options
+@click.option("--autolock", is_flag=True, help="Lock the managers' keys: a restart needs `unlock`. Prints the key.")
+@click.option("--fips", is_flag=True, help="Keep to FIPS; the swarm admits FIPS nodes only.")
 @click.option("--no-start", is_flag=True, help="Create the node only; start it with `up`.")
 @click.option(
     "--timeout",
@@ -51,7 +42,10 @@ def command(
     advertise_addr: str,
     hostname: str,
     labels: dict[str, str],
+    generic_resources: dict[str, str],
     availability: str,
+    autolock: bool,
+    fips: bool,
     no_start: bool,
     timeout: float,
 ) -> None:
@@ -62,11 +56,13 @@ def command(
             listen_addr=listen_addr,
             advertise_addr=advertise_addr,
             labels=labels,
+            generic_resources=generic_resources,
             availability=availability,
+            fips=fips,
         )
     )
     waiting = supervisor_pid(paths.supervisor_socket)
-    create(paths, config)
+    create(paths, config, unlock_key=_unlock_key() if autolock else b"")
     if no_start:
         click.echo(f"Node created in {paths.state}. Start it with `{typed(paths)} up`.")
         return
@@ -81,8 +77,22 @@ def command(
     click.echo(next_steps(paths))
 
 
-def create(paths: Paths, config: NodeConfig) -> None:
-    """Check all that can be checked, then write node.toml. Raises Refused, BadInput; nothing was written then."""
+def _unlock_key() -> bytes:
+    """A new one, printed before anything is locked with it: whoever kills us now has it, or nothing is locked."""
+    from swarm.pki.tokens import format_unlock_key, generate_unlock_key  # late: few ask for it
+
+    key = generate_unlock_key()
+    click.echo("To unlock a manager after it restarts, run `swarmvisor unlock` and give it this key:\n")
+    click.echo(f"    {format_unlock_key(key)}\n")
+    sys.stdout.flush()
+    return key
+
+
+def create(paths: Paths, config: NodeConfig, *, token: str = "", unlock_key: bytes = b"") -> None:
+    """Check all that can be checked, then write node.toml, and before it the `token` of a node that joins.
+
+    Raises Refused, BadInput; nothing was written then.
+    """
     paths.check_lengths()
     if paths.node_toml.exists():
         raise Refused(
@@ -94,10 +104,20 @@ def create(paths: Paths, config: NodeConfig) -> None:
         raise Refused(
             f"{paths.state} is not empty: {foreign[0]} is in it", remedy="choose another directory with --state-dir"
         )
-    check_bindable(config.listen_addr)
+    if not config.join_addr:  # a worker listens nowhere
+        check_bindable(config.listen_addr)
     os.umask(0o077)
     make_directories(paths)
     with lifecycle.own_only(paths):
+        from swarm.pki.keyfile import Kek  # late: imports cryptography, as does the next
+        from swarm.unlock import forget_unlock_keys, write_unlock_keys
+
+        if unlock_key:
+            write_unlock_keys(paths, Kek(unlock_key))
+        else:
+            forget_unlock_keys(paths)  # what an earlier node of this directory may have left in memory
+        if token:
+            write_atomic(paths.join_token, f"{token}\n".encode(), mode=0o600)
         save_node_config(paths.node_toml, config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from swarm.nodeconfig import load_node_config
 from swarm.paths import PROCESSES, Paths
 from swarm.process import SUPERVISOR_PID_VARIABLE, make_directories
 from swarm.supervisor_rpc import ALREADY_STARTED, NOT_RUNNING, SHUTDOWN_STATE, SupervisorClient, SupervisorFault
+from swarm.tmpfs import tasks_in_memory
 
 READY_TIMEOUT = 60.0
 """Seconds that `init` and `up` wait for the node to be ready, unless told otherwise."""
@@ -198,9 +200,20 @@ def stop(paths: Paths, tell: Tell, *, keep_tasks: bool) -> bool:
         if workload:
             tell("ending the tasks")
             _shut_down(SupervisorClient(paths.workload_socket), workload, "the workload's supervisord")
+        _forget_secrets(paths)
         _nobody_else(paths)
         _sweep(paths, keep_workload=False)
         return bool(pid or workload)
+
+
+def _forget_secrets(paths: Paths) -> None:
+    """Remove the secrets of tasks: none runs any more, and memory is shared with the rest of the host."""
+    try:
+        place = tasks_in_memory(paths)
+    except Refused:
+        return  # there is no such place, so no task ever had one
+    if place.exists():
+        shutil.rmtree(place)
 
 
 def _shut_down(client: SupervisorClient, pid: int, what: str) -> None:

@@ -18,7 +18,7 @@ from swarm.exits import ExitCode
 from swarm.paths import Paths
 from swarm.supervisor_rpc import SupervisorClient, SupervisorFault
 
-NODE_TOPICS = ("node", "certificate", "role", "remotes", "manager", "agent", "process.*")
+NODE_TOPICS = ("node", "certificate", "role", "remotes", "manager", "agent", "node.changes", "process.*")
 
 GATHER = 1.0
 """Seconds that the last values of all live publishers may take (measured: 20 ms)."""

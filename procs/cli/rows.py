@@ -8,6 +8,7 @@ from typing import Any
 
 from procs.cli.control import short_name
 from procs.cli.output import Column, ago, short_id
+from procs.cli.rolestep import step
 from swarm.api import objects_pb2, specs_pb2, types_pb2
 
 NODE_COLUMNS = (
@@ -44,7 +45,8 @@ def state_name(state: int) -> str:
     return known.name.lower() if known is not None else str(state)
 
 
-def node_row(node: objects_pb2.Node, self_id: str = "") -> dict[str, Any]:
+def node_row(node: objects_pb2.Node, self_id: str = "", nodes: Sequence[objects_pb2.Node] = ()) -> dict[str, Any]:
+    """`nodes`: all of them, for the words about a role change."""
     manager = node.manager_status
     if node.HasField("manager_status"):
         reachability = types_pb2.RaftMemberStatus.Reachability.Name(manager.reachability).capitalize()
@@ -61,6 +63,9 @@ def node_row(node: objects_pb2.Node, self_id: str = "") -> dict[str, Any]:
         "availability": specs_pb2.NodeSpec.Availability.Name(node.spec.availability).lower(),
         "role": types_pb2.NodeRole.Name(node.role).lower(),
         "desired_role": types_pb2.NodeRole.Name(node.spec.desired_role).lower(),
+        "certificate_role": types_pb2.NodeRole.Name(node.certificate.role).lower(),
+        "certificate_state": types_pb2.IssuanceStatus.State.Name(node.certificate.status.state).lower(),
+        "step": step(node, nodes),
         "manager_status": status,
         "manager_addr": manager.addr,
         "raft_id": manager.raft_id,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from ipc import topics
-from procs.cli import certificate
+from procs.cli import certificate, ownroles
 from procs.cli.observed import View, explain_end, is_hopeless, last_error, look
 from procs.cli.output import FORMATS, Column, Row, print_json, table
 from swarm.errors import CorruptFile
 from swarm.nodeconfig import NodeConfig, load_node_config
+from swarm.nodestate import load_node_state
 from swarm.paths import Paths
 from swarm.remotes import load_peers
 
@@ -57,11 +59,14 @@ def describe(paths: Paths) -> dict[str, Any]:
     trouble: list[str] = []
     config = _config(paths, trouble)
     trouble += [explain_end(paths, p) for p in view.processes.values() if is_hopeless(p)]
+    held = _certificate(paths, view, trouble)
     report: dict[str, Any] = {
         "node": _node(paths, view, config, trouble),
         "supervisord": {"running": view.supervisor_pid != 0, "pid": view.supervisor_pid},
         "workload": {"running": view.workload_pid != 0, "pid": view.workload_pid, "tasks": _task_count(paths, view)},
-        "certificate": _certificate(paths, view, trouble),
+        "certificate": held,
+        "roles": ownroles.describe(view, held["role"], time.time()),
+        "vxlan_port": _vxlan_port(paths, view, trouble),
         "manager": _manager(view),
         "agent": _agent(view),
         "managers": _managers(paths, view, trouble),
@@ -95,10 +100,38 @@ def _node(paths: Paths, view: View, config: NodeConfig | None, trouble: list[str
         state, cause, step = "uninitialized", f"there is no node in {paths.state}", ""
     else:
         kept = ", its tasks keep running" if view.workload_pid else ""
-        state, cause, step = "down", f"not started{kept}", ""
+        state, cause, step = "down", f"not started{kept}{_last_words(paths, trouble)}", ""
     if trouble and state == "starting":
         state, cause = "failed", trouble[0]
     return {"state": state, "cause": cause, "step": step, "hostname": hostname}
+
+
+def _last_words(paths: Paths, trouble: list[str]) -> str:
+    """How the node stood before everything ended, where that was not well."""
+    try:
+        last = load_node_state(paths.node_state)
+    except CorruptFile as error:
+        if error.describe() not in trouble:
+            trouble.append(error.describe())
+        return ""
+    if last is None or last.state == "ready":
+        return ""
+    when = datetime.fromtimestamp(last.at, UTC)
+    return f"; {last.state} when last seen ({when:%Y-%m-%d %H:%M} UTC): {last.cause}"
+
+
+def _vxlan_port(paths: Paths, view: View, trouble: list[str]) -> int:
+    """Of the swarm's overlay networks, as the node object names it; 0: not told, or the default."""
+    said = view.body("node.changes", topics.NodeChanges)
+    if said is not None:
+        return said.vxlan_port
+    try:
+        last = load_node_state(paths.node_state)
+    except CorruptFile as error:
+        if error.describe() not in trouble:
+            trouble.append(error.describe())
+        return 0
+    return last.vxlan_port if last is not None else 0
 
 
 def _certificate(paths: Paths, view: View, trouble: list[str]) -> dict[str, Any]:
@@ -201,14 +234,14 @@ def print_report(report: dict[str, Any]) -> None:
     """The report for people."""
     node, held = report["node"], report["certificate"]
     lines = [("Node", f"{node['state']}{': ' + node['cause'] if node['cause'] else ''}")]
-    if node["step"]:
-        lines.append(("Step", node["step"]))
+    if report["roles"]["step"]:
+        lines.append(("Step", report["roles"]["step"]))
     if held["node_id"]:
         until = datetime.fromtimestamp(held["not_after"], UTC)
         lines += [
             ("Node id", f"{held['node_id']} ({node['hostname']})"),
             ("Swarm id", held["cluster_id"]),
-            ("Role", held["role"] + _leader(report["manager"])),
+            ("Role", held["role"] + _leader(report["manager"]) + _wanted(report["roles"])),
             ("Certificate", f"{held['state']}, until {until:%Y-%m-%d %H:%M} UTC"),
         ]
     if held["why"] and held["why"] != node["cause"]:
@@ -217,6 +250,8 @@ def print_report(report: dict[str, Any]) -> None:
         lines.append(("Remote API", report["manager"]["listen_addr"]))
     if report["agent"]:
         lines.append(("Agent", _agent_in_words(report["agent"])))
+    if report["vxlan_port"]:
+        lines.append(("VXLAN port", str(report["vxlan_port"])))
     lines.append(("Tasks", _tasks_in_words(report)))
     lines.append(("State", report["paths"]["state"]))
     if not report["isolated_tasks"]:
@@ -232,6 +267,13 @@ def print_report(report: dict[str, Any]) -> None:
 
 def _leader(manager: dict[str, Any] | None) -> str:
     return " (leader)" if manager and manager["leader"] else ""
+
+
+def _wanted(said: dict[str, Any]) -> str:
+    """The other roles, where they differ from the certificate's."""
+    if said["desired"] in ("", said["certificate"]):
+        return ""
+    return f" (desired: {said['desired']}, observed by the managers: {said['observed']})"
 
 
 def _agent_in_words(agent: dict[str, Any]) -> str:

@@ -63,7 +63,10 @@ class Machine:
         self._foreseen_role = foreseen_role
         self._told_role: Happening | None = None
         self._told_program: Happening | None = None
-        self._told_wish: tuple[Wish, str] | None = None
+        self._again = False
+        """The swarm has come to want a manager here since the last one was started. If that one was removed, by the
+        demotion that was taken back, another may be started at once, whichever is heard first."""
+        self._told_wish: tuple[Wish, str, str] | None = None
         self._published: dict[str, object] = {}
         self._out: list[Effect] = []
         self._cause = ""
@@ -106,7 +109,12 @@ class Machine:
                 if heard.body.role and heard.body.fingerprint:
                     facts.identity = heard.body
             case topics.NodeChanges():
-                facts.changes = heard.body
+                before = facts.unpromotable
+                known_changes, facts.changes = facts.changes, heard.body
+                came = known_changes is not None and not _manages(known_changes)
+                self._again = _manages(heard.body) and (came or self._again)
+                if facts.unpromotable != before:
+                    self._out.append(Say(facts.unpromotable or "the swarm no longer wants this node as a manager"))
             case topics.Managers():
                 self._remotes.replace((Peer(m.node_id, m.addr), m.weight) for m in heard.body.managers)
             case topics.Manager():
@@ -116,10 +124,13 @@ class Machine:
                 facts.agent = heard.body
                 self._spoke(topics.AGENT, heard.pid)
             case topics.Process():
-                before = facts.processes.get(heard.body.name)
-                if before is not None and before.pid and before.pid != heard.body.pid:
-                    facts.dead[heard.body.name] = before.pid
+                known = facts.processes.get(heard.body.name)
+                if known is not None and known.pid and known.pid != heard.body.pid:
+                    facts.dead[heard.body.name] = known.pid
                 facts.processes[heard.body.name] = heard.body
+                if heard.body.name == topics.MANAGER:
+                    # Every value is news: between two equal ends the manager may have run and nobody have heard of it.
+                    self._told_program = None
 
     def _spoke(self, owner: str, pid: int) -> None:
         self.facts.speakers[owner] = pid
@@ -144,6 +155,8 @@ class Machine:
             if program is not self._told_program:
                 self._told_program = program
                 self._supervise(program, now)
+            if self._again and self.supervision in (Supervision.REMOVED, Supervision.FORCED):
+                self._supervise(Happening.WANTED, now)
         wish = self._wish()
         if wish is not None and wish != self._told_wish:
             self._told_wish = wish
@@ -161,9 +174,9 @@ class Machine:
     def _role(self) -> Happening | None:
         identity = self.facts.identity
         match identity.role if identity else self._foreseen_role:
-            case topics.MANAGER_ROLE:
+            case topics.MANAGER_ROLE if not self.facts.foreign:
                 return Happening.ROLE_MANAGER
-            case topics.WORKER_ROLE:
+            case topics.MANAGER_ROLE | topics.WORKER_ROLE:
                 return Happening.ROLE_WORKER
         return None
 
@@ -177,19 +190,19 @@ class Machine:
             return Happening.STOPPED
         return Happening.REMOVED if process.exit_code == ExitCode.REMOVED else Happening.ENDED
 
-    def _wish(self) -> tuple[Wish, str] | None:
-        """What the swarm wants of the certificate, and the certificate's fingerprint."""
+    def _wish(self) -> tuple[Wish, str, str] | None:
+        """What the swarm wants of the certificate, the certificate's fingerprint, and the role desired."""
         identity, changes = self.facts.identity, self.facts.changes
         if identity is None or changes is None:
             return None
-        if changes.desired_role != identity.role:
+        if changes.desired_role != identity.role and not self.facts.unpromotable:
             wish = Wish.CONFIRMED if changes.observed_role == changes.desired_role else Wish.UNCONFIRMED
         elif changes.issuance_state == _ROTATE and changes.under.fingerprint == identity.fingerprint:
             # Said about a certificate that was replaced since, it is old news (DESIGN §4).
             wish = Wish.ROTATE
         else:
             wish = Wish.AGREE
-        return wish, identity.fingerprint
+        return wish, identity.fingerprint, changes.desired_role
 
     def _supervise(self, happening: Happening, now: float) -> None:
         step = self._step(SUPERVISION.get((self.supervision, happening)), "manager", self.supervision, happening)
@@ -199,6 +212,7 @@ class Machine:
         for action in step.actions:
             match action:
                 case Action.START:
+                    self._again = False
                     self._out.append(StartManager())
                 case Action.STOP:
                     self._out.append(StopManager())
@@ -252,7 +266,9 @@ class Machine:
         fingerprint = identity.fingerprint if identity else ""
         desired = changes.desired_role if changes else ""
         if self.replacement is Replacement.ASKING:
-            return topics.Role(current, desired, fingerprint, f"the swarm wants the role {desired}", soon=True)
+            confirmed = changes is not None and changes.observed_role == desired
+            why = f"the swarm wants the role {desired}"
+            return topics.Role(current, desired, fingerprint, why, soon=True, confirmed=confirmed)
         if self.supervision is Supervision.FORCED and fingerprint == self._forced_fingerprint:
             return topics.Role(current, "", fingerprint, "this node was removed from the managers", soon=True)
         if self.replacement is Replacement.ROTATING:
@@ -262,7 +278,8 @@ class Machine:
 
     def _erase(self) -> Iterable[Effect]:
         """Manager data goes when all of these hold (DESIGN §4): certificate and desired role are worker's, manager and
-        etcd do not run; the renamed directory when, besides, another manager has given this node a session."""
+        etcd do not run; the renamed directory when, besides, the agent holds a session with another manager, opened
+        with this very certificate (one of before the demotion proves nothing)."""
         identity, changes, agent = self.facts.identity, self.facts.changes, self.facts.agent
         worker = (
             identity is not None
@@ -284,7 +301,14 @@ class Machine:
             and agent.manager_id not in ("", identity.node_id)
             and agent.manager_addr != "local"
             and self.facts.speaks(topics.AGENT)
+            and changes is not None
+            and changes.under.fingerprint == identity.fingerprint
         )
         if self.data.erased and elsewhere:
             self.data = Data(present=False, erased=False)
             yield DeleteErasedData()
+
+
+def _manages(changes: topics.NodeChanges) -> bool:
+    """Whether the swarm wants a manager, and has taken note of it."""
+    return changes.desired_role == changes.observed_role == topics.MANAGER_ROLE

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ipc import topics
@@ -35,6 +35,7 @@ from swarm.files import fsync_directory
 from swarm.lock import ProcessLock, holder_pid
 from swarm.logs import bind, set_node_id
 from swarm.metrics import Gauge, Metrics, Sample
+from swarm.nodestate import KEPT, NodeState, save_node_state
 from swarm.paths import Paths
 from swarm.process import Context
 from swarm.remotes import save_peers
@@ -69,6 +70,7 @@ class Shell:
         self._supervisor = SupervisorClient(context.paths.supervisor_socket)
         self._order: Order | None = None
         self._silent: set[str] = set()
+        self._kept: NodeState | None = None
         self._info: Gauge = metrics.gauge("swarm_node_info", "Information about this node", ("swarm_id", "node_id"))
         self._is_manager: Gauge = metrics.gauge("swarm_node_manager", "Whether this node is a manager")
         self._transitions = metrics.counter("swarmvisor_coordinator_transitions", "Steps of the state machine")
@@ -135,6 +137,7 @@ class Shell:
                     if isinstance(body, topics.Node):
                         words = " ".join(part for part in (body.cause, body.step) if part)
                         bind(self._log, cause=cause).info("node: %s%s", body.state, f": {words}" if words else "")
+                        self._keep(body)
                     self._bus.publish(topic, body, cause=cause)
                 case SavePeers(peers):
                     save_peers(self._paths.state_json, peers)
@@ -146,6 +149,15 @@ class Shell:
                     self._set_aside(fingerprint)
                 case DeleteErasedData():
                     self._delete_erased()
+
+    def _keep(self, node: topics.Node) -> None:
+        """On disk, how the node stands: for `status` when nothing runs. Once for each state and cause."""
+        changes = self._machine.facts.changes
+        said = NodeState(node.state, node.cause, node.node_id, vxlan_port=changes.vxlan_port if changes else 0)
+        if node.state not in KEPT or said == self._kept:
+            return
+        self._kept = said
+        save_node_state(self._paths.node_state, replace(said, at=int(time.time())))
 
     def _try_order(self, order: Order) -> None:
         """One try; supervisord answers at once (no wait), or is asked again later."""

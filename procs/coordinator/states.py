@@ -46,6 +46,8 @@ class Happening(StrEnum):
     """Ended by itself with an intended exit code."""
     REMOVED = "manager: removed"
     """As ENDED, with the exit code REMOVED."""
+    WANTED = "promoted again"
+    """The swarm took a demotion back: desired and observed role are manager again."""
     TIMEOUT = "16 s"
     """The time given to a role change has passed."""
 

@@ -42,6 +42,23 @@ class Facts:
             return known.pid == pid
         return pid != 0 and self.dead.get(owner) != pid
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the swarm's managers are Docker's, whose raft this node cannot join: it stays a worker, whatever
+        role the swarm gives it."""
+        return self.changes is not None and self.changes.foreign
+
+    @property
+    def unpromotable(self) -> str:
+        """Why a promotion that the swarm asks for does not happen, in words; empty: none is asked for, or it does."""
+        if self.changes is None or not self.foreign or self.changes.desired_role != topics.MANAGER_ROLE:
+            return ""
+        return (
+            "the swarm promoted this node, but its managers are Docker's and this node cannot join their raft: it goes"
+            " on as a worker. Docker demotes members of its raft only: to end this, remove the node there"
+            " (`docker node rm --force`) and join it anew"
+        )
+
     def runs(self, program: str) -> bool:
         """Whether supervisord runs `program`, or will by itself."""
         process = self.processes.get(program)
@@ -74,14 +91,18 @@ def _state(facts: Facts) -> tuple[str, str]:
             return "locked", certificate.why or "the node key is encrypted; unlock it with `swarmvisor unlock`"
         case "failed":
             return "failed", certificate.why or "the certificate cannot be used"
+        case "joining" if certificate.why:
+            return "starting", f"joining the swarm, attempt {certificate.attempt + 1}: {certificate.why}"
         case "none" | "joining":
-            return "starting", certificate.why or "waiting for the first certificate"
+            return "starting", certificate.why or "joining the swarm: waiting for the first certificate"
         case "expired":
             return "starting", certificate.why or "the certificate has expired; renewing it"
     agent = facts.agent
     if agent is not None and agent.state == "left":
         return "leaving", agent.why
-    if certificate.role == topics.MANAGER_ROLE and not _manager_ready(facts):
+    if agent is not None and agent.state == "refused" and facts.speaks(topics.AGENT):
+        return "failed", agent.why
+    if certificate.role == topics.MANAGER_ROLE and not facts.foreign and not _manager_ready(facts):
         why = facts.manager.why if facts.manager is not None and facts.speaks(topics.MANAGER) else ""
         return "starting", f"waiting for the manager: {why}" if why else "waiting for the manager"
     if agent is None or not facts.speaks(topics.AGENT):
@@ -96,15 +117,15 @@ def _manager_ready(facts: Facts) -> bool:
 
 
 def _step(facts: Facts, supervision: Supervision, replacement: Replacement) -> str:
-    parts = []
+    parts = [facts.unpromotable] if facts.unpromotable else []
     desired = facts.changes.desired_role if facts.changes else ""
     match replacement:
         case Replacement.EXPECTING:
             parts.append(f"the swarm wants the role {desired}; waiting for its managers to confirm it")
         case Replacement.ASKING:
-            parts.append(f"the renewer is asked for a certificate of role {desired}")
+            parts.append(f"waiting for a certificate of role {desired}{_attempts(facts)}")
         case Replacement.ROTATING:
-            parts.append("the swarm's root rotates; the renewer is asked for a new certificate")
+            parts.append(f"the swarm's root rotates; waiting for a new certificate{_attempts(facts)}")
     match supervision:
         case Supervision.HELD:
             parts.append("the manager was stopped by an operator")
@@ -113,9 +134,17 @@ def _step(facts: Facts, supervision: Supervision, replacement: Replacement) -> s
         case Supervision.REMOVED:
             parts.append("this node was removed from the managers; waiting for a worker's certificate")
         case Supervision.FORCED:
-            parts.append("this node was removed from the managers; the renewer is asked for a new certificate")
+            parts.append(f"this node was removed from the managers; waiting for a new certificate{_attempts(facts)}")
         case Supervision.WITHDRAWN:
             parts.append("the manager is stopping: this node is a worker now")
         case Supervision.RETURNING:
             parts.append("the manager is stopping, and will be started again")
     return "; ".join(parts)
+
+
+def _attempts(facts: Facts) -> str:
+    """What the renewer says of the request under way. When it tries again is for readers to tell: it has a clock."""
+    certificate = facts.certificate
+    if certificate is None or not (certificate.attempt or certificate.why):
+        return ""
+    return (f", attempt {certificate.attempt}" if certificate.attempt else "") + f": {certificate.why}"

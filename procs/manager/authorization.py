@@ -8,7 +8,7 @@ forward.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import grpc
@@ -76,6 +76,8 @@ class Caller:
     """Node id of the manager that forwarded the call."""
     local_addr: str = ""
     """`HOST:PORT` of ours that a remote caller dialled; empty on the control socket."""
+    leaf_hash: str = ""
+    """SHA-256 (hex) of the caller's own certificate; empty where it came through another manager or locally."""
 
 
 class CallContext(Protocol):
@@ -115,6 +117,10 @@ class Authorizer:
         self._objects = objects
         self._identity = identity
         self._clock = clock
+
+    def move_to(self, addr: str) -> None:
+        """This manager is found at another address from now on."""
+        self._identity = replace(self._identity, addr=addr)
 
     def authorize(self, method: str, record: Record | None, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """The caller of `method`, or a Status that refuses. `metadata` is the call's, unverified."""
@@ -176,7 +182,15 @@ class Authorizer:
                 f"Permission denied: remote certificate not part of organization: {self._identity.organization}"
             )
         self._must_be_member(record.cn)
-        return Caller(record.cn, counted, record.org, False, record.remote_addr, local_addr=record.local_addr)
+        return Caller(
+            record.cn,
+            counted,
+            record.org,
+            False,
+            record.remote_addr,
+            local_addr=record.local_addr,
+            leaf_hash=record.leaf_hash,
+        )
 
     def _counted(self, node_id: str, ou: Sequence[str]) -> tuple[str, ...]:
         """The roles a certificate is good for now: MANAGER only while the node object agrees, else it is a worker's."""

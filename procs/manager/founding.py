@@ -5,27 +5,28 @@ Defaults: reference manager §1.7. Better than it in one point (DESIGN §4): our
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import os
 from pathlib import Path
-
-from google.protobuf.message import DecodeError
 
 from procs.manager.store import Tx
 from swarm.api import objects_pb2, specs_pb2, types_pb2
 from swarm.errors import BadInput, CorruptFile, Locked
 from swarm.nodeconfig import NodeConfig
 from swarm.paths import Paths
+from swarm.pki import privatekey
 from swarm.pki.credentials import Credentials
+from swarm.pki.dek import seal, unseal
 from swarm.pki.keyfile import Headers, KeyFile
+from swarm.pki.pem import decode
 from swarm.pki.rootca import DEFAULT_NODE_EXPIRY, RootCA
 from swarm.pki.tokens import generate_join_token
+from swarm.unlock import raw, read_unlock_keys
 
 DATA_KEY_HEADER = "raft-dek"
 """SwarmKit's header of the key that encrypts what managers replicate; in its format (reference node-and-ca §4.5)."""
 DATA_KEY_BYTES = 32
+UNLOCK_SUBSYSTEM = "swarm-manager"
 
 CLUSTER_NAME = "default"
 TASK_HISTORY = 5
@@ -38,10 +39,9 @@ _AVAILABILITY = {
     "pause": specs_pb2.NodeSpec.PAUSE,
     "drain": specs_pb2.NodeSpec.DRAIN,
 }
-_Record = types_pb2.MaybeEncryptedRecord
 
 
-def ensure_data_key(paths: Paths, store_exists: bool) -> bytes:
+def ensure_data_key(paths: Paths, store_exists: bool, *, fips: bool = False) -> bytes:
     """The store's data key from the headers of the node key file, made there first for a new store. Blocks for the
     file's lock.
 
@@ -49,9 +49,10 @@ def ensure_data_key(paths: Paths, store_exists: bool) -> bytes:
     encrypted.
     """
     file = KeyFile.of(paths)
-    headers, _, _ = file.read_headers()
+    pair = file.read(*raw(read_unlock_keys(paths)))
+    headers, kek = pair.headers, pair.kek.key
     if DATA_KEY_HEADER in headers:
-        return _parse_data_key(paths.node_key, headers[DATA_KEY_HEADER])
+        return _parse_data_key(paths.node_key, headers[DATA_KEY_HEADER], kek, fips=fips)
     if store_exists:
         raise CorruptFile(
             paths.node_key,
@@ -61,9 +62,10 @@ def ensure_data_key(paths: Paths, store_exists: bool) -> bytes:
     made = os.urandom(DATA_KEY_BYTES)
 
     def add(present: Headers) -> Headers:
-        return {DATA_KEY_HEADER: _format_data_key(made), **present}
+        return {DATA_KEY_HEADER: seal(made, kek, fips=fips), **present}
 
-    return _parse_data_key(paths.node_key, file.view_and_update_headers(add)[DATA_KEY_HEADER])
+    written = file.view_and_update_headers(add)[DATA_KEY_HEADER]
+    return _parse_data_key(paths.node_key, written, kek, fips=fips)
 
 
 def read_root_key(paths: Paths, credentials: Credentials) -> RootCA:
@@ -76,6 +78,7 @@ def read_root_key(paths: Paths, credentials: Credentials) -> RootCA:
             key = path.read_bytes()
         except FileNotFoundError:
             continue
+        key = _plain_key(paths, key)
         try:
             return RootCA.from_pem(credentials.root_pem, key, credentials.root_pem)
         except BadInput as error:
@@ -99,7 +102,11 @@ def found(tx: Tx, paths: Paths, credentials: Credentials, config: NodeConfig) ->
             remedy="restore the certificates that belong to it, or move the directory away",
         )
     if not clusters:
-        tx.create(default_cluster(credentials, config, read_root_key(paths, credentials)))
+        cluster = default_cluster(credentials, config, read_root_key(paths, credentials))
+        for kek in read_unlock_keys(paths)[:1]:  # `init --autolock`
+            cluster.spec.encryption_config.auto_lock_managers = True
+            cluster.unlock_keys.add(subsystem=UNLOCK_SUBSYSTEM, key=kek.key)
+        tx.create(cluster)
     if tx.get(objects_pb2.Node, credentials.node_id) is None:
         tx.create(own_node(credentials, config))
 
@@ -120,8 +127,9 @@ def default_cluster(credentials: Credentials, config: NodeConfig, root: RootCA) 
     cluster.root_ca.ca_key = root.key_pem
     cluster.root_ca.ca_cert = root.certs
     cluster.root_ca.ca_cert_hash = f"sha256:{root.digest}"
-    cluster.root_ca.join_tokens.worker = generate_join_token(root.certs)
-    cluster.root_ca.join_tokens.manager = generate_join_token(root.certs)
+    cluster.fips = config.fips
+    cluster.root_ca.join_tokens.worker = generate_join_token(root.certs, config.fips)
+    cluster.root_ca.join_tokens.manager = generate_join_token(root.certs, config.fips)
     cluster.defaultAddressPool.extend(config.default_address_pools)
     cluster.subnetSize = config.subnet_size
     return cluster
@@ -147,24 +155,32 @@ def root_digest_held(cluster: objects_pb2.Cluster | None) -> str:
     return hashlib.sha256(cluster.root_ca.ca_cert).hexdigest()
 
 
-def _format_data_key(key: bytes) -> str:
-    record = _Record(algorithm=_Record.NONE, data=key)
-    return base64.b64encode(record.SerializeToString()).decode("ascii")
-
-
-def _parse_data_key(path: Path, text: str) -> bytes:
+def _parse_data_key(path: Path, text: str, kek: bytes, *, fips: bool) -> bytes:
     try:
-        record = _Record.FromString(base64.b64decode(text, validate=True))
-    except (binascii.Error, DecodeError) as error:
+        data = unseal(text, kek, fips=fips)
+    except Locked as error:
+        raise Locked(f"{path}: {error.message}", remedy=error.remedy) from error
+    except BadInput as error:
         raise CorruptFile(
-            path, f"its {DATA_KEY_HEADER} header cannot be read: {error}", remedy="restore the file from a backup"
+            path, f"its {DATA_KEY_HEADER} header cannot be read: {error.message}", remedy="restore it from a backup"
         ) from error
-    if record.algorithm != _Record.NONE:
-        raise Locked(f"{path}: the data key is encrypted", remedy="run `swarmvisor unlock`")
-    if len(record.data) != DATA_KEY_BYTES:
+    if len(data) != DATA_KEY_BYTES:
         raise CorruptFile(
             path,
-            f"its {DATA_KEY_HEADER} header holds {len(record.data)} bytes instead of {DATA_KEY_BYTES}",
+            f"its {DATA_KEY_HEADER} header holds {len(data)} bytes instead of {DATA_KEY_BYTES}",
             remedy="restore the file from a backup",
         )
-    return record.data
+    return data
+
+
+def _plain_key(paths: Paths, key: bytes) -> bytes:
+    """The root's key of a file, opened with the unlock key where `init --autolock` locked it. Raises Locked."""
+    block, _ = decode(key)
+    if block is None or not privatekey.is_encrypted(block):
+        return key
+    for kek in raw(read_unlock_keys(paths)):
+        try:
+            return privatekey.to_pem(privatekey.load(privatekey.decrypt(block, kek)))
+        except Locked:
+            continue
+    raise Locked(f"{paths.bootstrap_root_key}: the node is locked", remedy="run `swarmvisor unlock`")

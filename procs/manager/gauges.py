@@ -10,7 +10,7 @@ from procs.manager.gateway.front import Front
 from procs.manager.gateway.interceptor import Guard
 from procs.manager.store import Action, Event, Store, Tx, Watch
 from swarm.api import objects_pb2, types_pb2
-from swarm.metrics import Metrics, Sample
+from swarm.metrics import Histogram, Metrics, Sample
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ _TOTALS = {
 class MeteredStore(Store):
     """A store that remembers how long its writes took: from the call to the durable answer."""
 
+    _latency: Histogram | None = None
+
     def measure(self, metrics: Metrics) -> None:
         """Observe writes from now on."""
         self._latency = metrics.histogram(
@@ -36,7 +38,8 @@ class MeteredStore(Store):
         try:
             return await super().update(write, cause=cause)
         finally:
-            self._latency.observe(time.perf_counter() - started)
+            if self._latency is not None:  # the first writes come before there is anything to measure with
+                self._latency.observe(time.perf_counter() - started)
 
 
 class Gauges:

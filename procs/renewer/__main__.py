@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,15 +26,18 @@ from procs.renewer import events
 from procs.renewer.machine import Renewer
 from swarm import logs
 from swarm.clock import Clock, SystemClock
-from swarm.errors import Locked, SwarmvisorError
+from swarm.errors import CorruptFile, Locked, SwarmvisorError
 from swarm.exits import ExitCode
+from swarm.joining import JoinFailed, Trouble
 from swarm.metrics import Metrics, MetricsServer, Sample
+from swarm.nodeconfig import load_node_config
 from swarm.process import Context
 from swarm.process_async import run_async
 from swarm.remotes import DEFAULT_WEIGHT, Peer, Remotes
 
 if TYPE_CHECKING:
     from swarm.pki.credentials import Credentials
+    from swarm.pki.keyfile import Kek
 
 HEARD = ("role", "node.changes", "manager", "remotes")
 
@@ -50,7 +54,7 @@ class Shell:
         self._remotes = Remotes()
         self._events: asyncio.Queue[tuple[events.Event, str]] = asyncio.Queue()
         self._held: Credentials | None = None
-        self._issued: Credentials | None = None
+        self._issued: tuple[Credentials, Kek] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._requests = metrics.counter(
             "swarmvisor_certificate_requests_total", "Certificates asked for, by how it ended.", ("result",)
@@ -75,6 +79,10 @@ class Shell:
         match effect:
             case events.Publish(certificate):
                 self._say(certificate, cause)
+            case events.Begin():
+                group.create_task(self._begin(), name="begin")
+            case events.Join():
+                group.create_task(self._join(), name="join")
             case events.Request(local, why, asked_by):
                 logs.bind(self._log, cause=asked_by).info("requesting a certificate: %s", why)
                 group.create_task(self._request(local=local, cause=asked_by), name="request")
@@ -92,23 +100,56 @@ class Shell:
                 later = monotonic - self._clock.monotonic()
                 self._timer = asyncio.get_running_loop().call_later(later, self._tell, events.Due())
 
+    def look_again(self) -> None:
+        """The operator has done something about what we were stuck at (`swarmvisor unlock`)."""
+        self._tell(events.LookAgain())
+
     # -- work that answers the brain ---------------------------------------------------------------
 
     async def _begin(self) -> None:
-        def begin() -> tuple[Credentials, bool]:
+        def begin() -> tuple[Credentials, bool] | None:
             from procs.renewer import files  # late: cryptography; here, so that the bus is served meanwhile
 
-            return files.begin(self._paths, self._clock)
+            try:
+                return files.begin(self._paths, self._clock)
+            except files.NotJoined:
+                return None
 
         try:
-            credentials, bootstrap_key = await asyncio.to_thread(begin)
+            found = await asyncio.to_thread(begin)
         except SwarmvisorError as error:
             state = "locked" if isinstance(error, Locked) else "failed"
             self._log.error("%s; waiting", error.describe())
             self._tell(events.Unusable(state, error.describe()))
         else:
+            if found is None:
+                self._tell(events.MustJoin())
+                return
+            credentials, bootstrap_key = found
             logs.set_node_id(credentials.node_id)
             self._tell(events.Loaded(self._take(credentials), bootstrap_key))
+
+    async def _join(self) -> None:
+        await asyncio.to_thread(_load_joiner)
+        from procs.renewer import files  # late: cryptography, loaded since the start
+        from procs.renewer.joiner import Joiner  # late: grpc, loaded in the line above
+
+        try:
+            config = await asyncio.to_thread(load_node_config, self._paths.node_toml)
+            joiner = Joiner(self._paths, config.join_addr, config.availability, config.fips, self._clock, self._log)
+            joined, kek = await joiner.join()
+            credentials = await asyncio.to_thread(files.install_first, self._paths, joined, kek)
+        except (SwarmvisorError, OSError) as error:
+            why = error.describe() if isinstance(error, SwarmvisorError) else str(error)
+            trouble = error.trouble if isinstance(error, JoinFailed) else Trouble.OTHER
+            self._requests.labels("failed").inc()
+            self._log.error("could not join: %s", why)
+            self._tell(events.JoinRefused(why, trouble, hopeless=isinstance(error, CorruptFile)))
+        else:
+            self._requests.labels("issued").inc()
+            logs.set_node_id(credentials.node_id)
+            self._log.info("joined swarm %s as a %s", credentials.cluster_id, credentials.role)
+            self._tell(events.Joined(self._take(credentials)))
 
     async def _request(self, *, local: bool, cause: str) -> None:
         await asyncio.to_thread(_load_requester)
@@ -123,7 +164,7 @@ class Shell:
             self._tell(events.RequestFailed(error.describe()), cause)
         else:
             self._requests.labels("issued").inc()
-            self._tell(events.Obtained(self._issued.role), cause)
+            self._tell(events.Obtained(self._issued[0].role), cause)
 
     async def _install(self, cause: str) -> None:
         from procs.renewer import files  # late: cryptography, loaded since the start
@@ -132,7 +173,7 @@ class Shell:
         if issued is None:
             raise AssertionError("the brain installs only what was obtained")
         try:
-            credentials = await asyncio.to_thread(files.install, self._paths, issued)
+            credentials = await asyncio.to_thread(files.install, self._paths, *issued)
         except (SwarmvisorError, OSError) as error:
             why = error.describe() if isinstance(error, SwarmvisorError) else str(error)
             self._log.error("the new certificate could not be written: %s", why)
@@ -174,8 +215,8 @@ class Shell:
                 return events.RoleSaid(value.body, value.cause)
             case topics.NodeChanges(root_ca=root):
                 return events.NodeChanged(value.body, hashlib.sha256(root).hexdigest() if root else "")
-            case topics.Manager(state=state, root_digest_held=digest):
-                return events.ManagerSaid(state == "ready", digest, value.epoch)
+            case topics.Manager(state=state, root_digest_held=digest, replace_fingerprint=replace):
+                return events.ManagerSaid(state == "ready", digest, value.epoch, replace)
             case topics.Remotes(managers):
                 listed = ((Peer(m.node_id, m.addr), m.weight or DEFAULT_WEIGHT) for m in managers)
                 self._remotes.replace(listed)
@@ -215,6 +256,11 @@ class Shell:
             yield Sample(f"swarmvisor_bus_{name}_total", "Counted by the bus.", count, "counter")
 
 
+def _load_joiner() -> None:
+    """As `_load_requester`."""
+    import procs.renewer.joiner  # noqa: F401  late: see above
+
+
 def _load_requester() -> None:
     """Import what a request needs, off the loop: grpc takes 0.1 s and 15 MB, which a node at rest does not spend."""
     import procs.renewer.requester  # noqa: F401  late: see above
@@ -226,7 +272,9 @@ async def body(context: Context, stop: asyncio.Event) -> ExitCode:
     with ExitStack() as cleanup:
         cleanup.enter_context(MetricsServer(context.paths.metrics_socket(context.name), metrics))
         async with AsyncBus(context.paths.bus, topics.RENEWER, HEARD) as bus:
-            work = asyncio.create_task(Shell(context, bus, metrics, SystemClock()).run(), name="shell")
+            shell = Shell(context, bus, metrics, SystemClock())
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, shell.look_again)
+            work = asyncio.create_task(shell.run(), name="shell")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()

@@ -9,12 +9,16 @@ from __future__ import annotations
 from swarm.clock import Clock
 from swarm.errors import BadInput, CorruptFile
 from swarm.files import remove_durably, write_atomic
-from swarm.identity import new_id
+from swarm.identity import FIPS_PREFIX, new_id
+from swarm.nodeconfig import load_node_config
 from swarm.paths import Paths
+from swarm.pki import privatekey
 from swarm.pki.certificate import MANAGER_OU
-from swarm.pki.keyfile import KeyFile
+from swarm.pki.keyfile import Kek, KeyFile
+from swarm.pki.pem import Block
 from swarm.pki.request import new_request
 from swarm.pki.rootca import DEFAULT_NODE_EXPIRY, RootCA
+from swarm.unlock import read_unlock_keys
 
 
 def bootstrap(paths: Paths, clock: Clock) -> None:
@@ -33,11 +37,19 @@ def bootstrap(paths: Paths, clock: Clock) -> None:
     for stale in (pair.certificate, pair.first_phase, pair.key):
         if stale.exists():
             remove_durably(stale)
-    write_atomic(paths.bootstrap_root_key, root.key_pem, mode=0o600)
+    kek = next(iter(read_unlock_keys(paths)), Kek())  # `init --autolock` made it
+    fips = load_node_config(paths.node_toml).fips
+    key = Block(privatekey.ENCRYPTED, privatekey.encrypt(_der(root), kek.key)).encode() if kek.key else root.key_pem
+    write_atomic(paths.bootstrap_root_key, key, mode=0o600)
     if not operators:
         write_atomic(paths.root_cert, root.certs, mode=0o644)
     key_pem, request = new_request()
-    pair.write(root.sign(request, new_id(), MANAGER_OU, new_id(), DEFAULT_NODE_EXPIRY, now=now), key_pem)
+    swarm = FIPS_PREFIX + new_id() if fips else new_id()
+    pair.write(root.sign(request, new_id(), MANAGER_OU, swarm, DEFAULT_NODE_EXPIRY, now=now), key_pem, kek=kek)
+
+
+def _der(root: RootCA) -> bytes:
+    return privatekey.to_pkcs8(privatekey.load_pem(root.key_pem))
 
 
 def _operators_root(paths: Paths, now: float) -> RootCA:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipc.topics import Certificate, ManagerAddress, NodeChanges, Role
+from swarm.joining import Trouble
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,28 @@ class Unusable:
 
 
 @dataclass(frozen=True)
+class MustJoin:
+    """There is no certificate, and node.toml names a manager to join at."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The swarm issued the first certificate, and it is on disk."""
+
+    held: Held
+
+
+@dataclass(frozen=True)
+class JoinRefused:
+    """One try to join did not work."""
+
+    why: str
+    trouble: Trouble = Trouble.OTHER
+    hopeless: bool = False
+    """Whether only the operator can change it, whatever the trouble."""
+
+
+@dataclass(frozen=True)
 class RoleSaid:
     """Topic `role`."""
 
@@ -77,6 +100,8 @@ class ManagerSaid:
     root_digest_held: str = ""
     epoch: int = 0
     """Which run of the manager says it."""
+    replace: str = ""
+    """Fingerprint of a certificate whose key lay on the disk in the clear; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +109,11 @@ class RemotesSaid:
     """Topic `remotes`."""
 
     managers: tuple[ManagerAddress, ...]
+
+
+@dataclass(frozen=True)
+class LookAgain:
+    """What lies on disk may be usable by now."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +167,14 @@ class RootRefused:
 Event = (
     Loaded
     | Unusable
+    | MustJoin
+    | Joined
+    | JoinRefused
     | RoleSaid
     | NodeChanged
     | ManagerSaid
     | RemotesSaid
+    | LookAgain
     | Due
     | Obtained
     | RequestFailed
@@ -159,6 +193,16 @@ class Publish:
     """Say this on topic `certificate`."""
 
     certificate: Certificate
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Look at what lies on disk; answer with Loaded, MustJoin or Unusable."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Try to join; answer with Joined or JoinRefused."""
 
 
 @dataclass(frozen=True)
@@ -202,4 +246,4 @@ class WakeAt:
     monotonic: float
 
 
-Effect = Publish | Request | Install | InstallRoot | RemoveBootstrapKey | Prepare | WakeAt
+Effect = Publish | Begin | Join | Request | Install | InstallRoot | RemoveBootstrapKey | Prepare | WakeAt

@@ -1,10 +1,10 @@
-"""What lies on disk at start, and what follows: load it, make a new swarm, or refuse. Pure.
+"""What lies on disk at start, and what follows: load it, join, make a new swarm, or refuse. Pure.
 
     root, key and certificate there            load
     one is missing, and
-      node.toml names a manager to join        refuse: this release cannot join
       there is a store (`manager/`)            refuse, naming what is missing
       other managers are known (`state.json`)  refuse, naming what is missing
+      node.toml names a manager to join        join (again, from where it was)
       an operator's root key without its root  refuse
       otherwise                                bootstrap (again, from the start)
 
@@ -22,6 +22,7 @@ class Choice(Enum):
 
     LOAD = "load"
     BOOTSTRAP = "bootstrap"
+    JOIN = "join"
     REFUSE = "refuse"
 
 
@@ -53,15 +54,13 @@ def choose(found: Inventory) -> tuple[Choice, str]:
         return Choice.LOAD, ""
     missing = ", ".join(found.missing)
     restore = "restore from a backup, or `swarmvisor leave --force` to give this node up"
-    if found.join_addr:
-        return Choice.REFUSE, (
-            f"node.toml says to join {found.join_addr}, which this release cannot do; "
-            "`swarmvisor leave --force`, then `swarmvisor init` makes a swarm of its own"
-        )
     if found.store:
         return Choice.REFUSE, f"this node has a store (manager/), but certificates/ lacks {missing}; {restore}"
     if found.peers:
         return Choice.REFUSE, f"this node belongs to a swarm (state.json), but certificates/ lacks {missing}; {restore}"
+    if found.join_addr:
+        # Once a session has told the managers, they are the address to join at no longer (reference §11.1.6).
+        return Choice.JOIN, ""
     if found.operator_key and not found.root:
         return Choice.REFUSE, "certificates/swarm-root-ca.key is there without swarm-root-ca.crt; put both or neither"
     return Choice.BOOTSTRAP, ""
@@ -73,7 +72,7 @@ def lost_swarm(found: Inventory, role: str) -> str:
     A manager's certificate without store, root key and known managers: its swarm is lost, and a manager that started
     anew would silently be another swarm under the old name.
     """
-    if role != "manager" or found.bootstrap_key or found.operator_key or found.store or found.peers:
+    if role != "manager" or found.bootstrap_key or found.operator_key or found.store or found.peers or found.join_addr:
         return ""
     return (
         "this node is a manager, but its store (manager/), the root's key and every other manager are gone; "

@@ -6,7 +6,12 @@ the phase that asked, see `ANSWERS`), then `_decide` looks whether there is some
     phase        leaves for         when
     loading      resting            a certificate was loaded
                  stuck              the key is locked, or the files cannot be used
-    stuck        (nothing)          the operator must act; a restart of the process looks again
+                 joining            nothing lies there, and node.toml names a manager to join at
+    joining      resting            the swarm issued a certificate, and it is on disk
+                 unjoined           it did not work, and may later
+                 stuck              it did not work, and only the operator can change that
+    unjoined     joining            the wait is over: 2 s for the first tries, then a growing back-off
+    stuck        loading            the operator has acted and says so (SIGHUP, sent by `swarmvisor unlock`)
     resting      requesting         a replacement is asked for or the renewal window is reached, and a CA can be asked
                  waiting            as before, but nobody can be asked
                  rooting            the swarm has a new root (DESIGN §4.3)
@@ -31,6 +36,7 @@ from typing import Any, NamedTuple
 
 from ipc.topics import Certificate, ManagerAddress, NodeChanges, Role
 from procs.renewer.events import (
+    Begin,
     Due,
     Effect,
     Event,
@@ -39,9 +45,14 @@ from procs.renewer.events import (
     Installed,
     InstallFailed,
     InstallRoot,
+    Join,
+    Joined,
+    JoinRefused,
     Loaded,
+    LookAgain,
     ManagerSaid,
     Moment,
+    MustJoin,
     NodeChanged,
     Obtained,
     Prepare,
@@ -61,6 +72,10 @@ LOWER, UPPER = 0.5, 0.8
 """The renewal window, as parts of the certificate's whole validity."""
 LONGEST_SLEEP = 3600.0
 """Seconds after which the wall clock is looked at again: it may have been set, or the machine have slept."""
+JOIN_TRIES, JOIN_PAUSE = 5, 2.0
+"""The first tries to join, and the seconds between them (reference/node-and-ca §5.7)."""
+JOIN_CAP = 60.0
+"""Seconds that later pauses between tries to join may last."""
 _BACKOFF_BASE, _BACKOFF_CAP = 5.0, 3600.0
 
 
@@ -69,6 +84,8 @@ class Phase(Enum):
 
     LOADING = "loading"
     STUCK = "stuck"
+    JOINING = "joining"
+    UNJOINED = "unjoined"
     RESTING = "resting"
     WAITING = "waiting"
     REQUESTING = "requesting"
@@ -90,6 +107,8 @@ class Reason(NamedTuple):
     """Role that the next one must have; empty: any."""
     forced: bool
     """Asked for by the coordinator, not by the certificate's age."""
+    confirmed: bool = False
+    """The managers say that they issue this role by now: what they refused before counts no longer."""
 
 
 def renewal_time(not_before: int, not_after: int, randrange: Callable[[int, int], int]) -> float:
@@ -139,6 +158,8 @@ class Renewer:
             effects += self._decide(self.held, now)
             effects += self._publish(self.held, now)
             effects.append(WakeAt(self._wake_at(self.held, now)))
+        elif self.phase is Phase.UNJOINED:
+            effects += self._join_again(now)
         return effects
 
     def _learn(self, event: Event, now: Moment) -> list[Effect]:
@@ -155,11 +176,22 @@ class Renewer:
                     self._retry_at = now.monotonic
             case RemotesSaid(managers):
                 self._remotes = managers
+            case LookAgain():
+                if self.phase is Phase.STUCK:
+                    self.phase = Phase.LOADING
+                    return [Begin()]
             case Due():
                 pass  # time passed: the decision below looks at it
             case Loaded(held, bootstrap_key):
                 self._bootstrap_key = bootstrap_key
                 self._take(held)
+            case MustJoin():
+                self.phase = Phase.JOINING
+                return [Publish(Certificate(state="joining")), Join()]
+            case Joined(held):
+                self._take(held)
+            case JoinRefused():
+                return self._not_joined(event, now)
             case Unusable(state, why):
                 self.phase = Phase.STUCK
                 return [Publish(Certificate(state=state, why=why))]
@@ -167,6 +199,8 @@ class Renewer:
                 expected = self._role.expected
                 if expected and role != expected:
                     self._failed(f"the swarm still issues {role} certificates, {expected} is expected", now)
+                elif self._unwanted(role):
+                    self._rest()
                 else:
                     self.phase = Phase.INSTALLING
                     return [Install()]
@@ -179,6 +213,27 @@ class Renewer:
             case RootRefused(digest, why):
                 self.phase, self._refused_root, self._why = Phase.RESTING, digest, why
         return []
+
+    # -- joining -----------------------------------------------------------------------------------
+
+    def _not_joined(self, refused: JoinRefused, now: Moment) -> list[Effect]:
+        self.failures += 1
+        why, problem = refused.why, str(refused.trouble)
+        if refused.hopeless or refused.trouble.hopeless:
+            self.phase = Phase.STUCK
+            return [Publish(Certificate("failed", attempt=self.failures, why=why, problem=problem))]
+        self.phase = Phase.UNJOINED
+        more = self.failures - JOIN_TRIES
+        delay = JOIN_PAUSE if more < 0 else self._random.uniform(0.0, min(JOIN_CAP, backoff_bound(more + 1)))
+        self._retry_at, self._next_try_at = now.monotonic + delay, int(now.wall + delay)
+        said = Certificate("joining", attempt=self.failures, next_try_at=self._next_try_at, why=why, problem=problem)
+        return [Publish(said)]
+
+    def _join_again(self, now: Moment) -> list[Effect]:
+        if now.monotonic < self._retry_at:
+            return [WakeAt(self._retry_at)]
+        self.phase = Phase.JOINING
+        return [Join()]
 
     # -- decisions ---------------------------------------------------------------------------------
 
@@ -207,11 +262,9 @@ class Renewer:
             return effects
         local = self._manager.ready
         others = any(manager.node_id != held.node_id for manager in self._remotes)
-        if not local and (not others or now.wall > held.not_after):
+        if not local and not others:
             self.phase, self._next_try_at = Phase.WAITING, 0
-            self._why = f"{why}; nobody to ask: this node's manager does not answer, " + (
-                "and others refuse an expired certificate" if others else "and no other manager is known"
-            )
+            self._why = f"{why}; nobody to ask: this node's manager does not answer, and no other manager is known"
             return effects
         self.phase, self._next_try_at = Phase.REQUESTING, 0
         if not self.failures:
@@ -222,11 +275,20 @@ class Renewer:
         """Why the certificate must be replaced now, for comparing and in words; None if it need not."""
         role = self._role
         if role.replace_fingerprint == held.fingerprint:
-            return Reason(held.fingerprint, role.expected, forced=True), role.why or "its replacement is asked for"
+            reason = Reason(held.fingerprint, role.expected, forced=True, confirmed=role.confirmed)
+            return reason, role.why or "its replacement is asked for"
+        if self._manager.ready and self._manager.replace == held.fingerprint:
+            return Reason(held.fingerprint, role.expected, forced=False), "its key lay on the disk unlocked"
         if now.wall < min(self._renew_at, held.not_after):
             return None, ""
         cause = "it has expired" if now.wall > held.not_after else "more than half of its life is over"
         return Reason(held.fingerprint, role.expected, forced=False), f"the certificate is to be renewed: {cause}"
+
+    def _unwanted(self, role: str) -> bool:
+        """Whether a role change was asked for and taken back while the request ran, and `role` would still make it."""
+        asked, held = self._reason, self.held
+        taken_back = asked is not None and asked.expected != "" and not self._role.expected
+        return taken_back and held is not None and role != held.role
 
     def _new_root(self, held: Held) -> InstallRoot | None:
         """A bundle to install: another one than ours, sent to an agent that held ours (DESIGN §4.3)."""
@@ -288,6 +350,9 @@ class Renewer:
 ANSWERS: dict[type[Any], Phase] = {
     Loaded: Phase.LOADING,
     Unusable: Phase.LOADING,
+    MustJoin: Phase.LOADING,
+    Joined: Phase.JOINING,
+    JoinRefused: Phase.JOINING,
     Obtained: Phase.REQUESTING,
     RequestFailed: Phase.REQUESTING,
     Installed: Phase.INSTALLING,

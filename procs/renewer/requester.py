@@ -7,32 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 import grpc.aio
 
+from procs.renewer.reenroller import Reenroller
+from procs.renewer.signed import CALL_TIMEOUT, check_issued, signed
 from swarm import dial
-from swarm.api import ca_pb2, ca_pb2_grpc, types_pb2
-from swarm.errors import BadInput, Refused, SwarmvisorError, TimedOut, Unreachable
+from swarm.api import ca_pb2, ca_pb2_grpc
+from swarm.errors import SwarmvisorError, TimedOut, Unreachable
+from swarm.nodeconfig import load_node_config
 from swarm.paths import Paths
-from swarm.pki import privatekey
-from swarm.pki.certificate import CA_NAME, parse_bundle
-from swarm.pki.chain import validate_chain
-from swarm.pki.credentials import Credentials, make_credentials
+from swarm.pki.certificate import CA_NAME
+from swarm.pki.credentials import Credentials
+from swarm.pki.keyfile import Kek
 from swarm.pki.request import new_request
 from swarm.remotes import DEFAULT_WEIGHT, NoRemotes, Peer, Remotes
+from swarm.tunnel import learn
 
-CALL_TIMEOUT = 5.0
-"""Seconds for each call."""
 ISSUE_TIMEOUT = 60.0
 """Seconds that one manager gets to have the certificate signed."""
-_POLL_CAP = 30.0
 
-_FINAL = (types_pb2.IssuanceStatus.ISSUED, types_pb2.IssuanceStatus.ROTATE)
-
+Issued = tuple[Credentials, Kek]
 Dial = Callable[[Credentials | None, str], grpc.aio.Channel]
 
 
@@ -45,11 +44,13 @@ class Requester:
     log: logging.Logger | logging.LoggerAdapter[logging.Logger]
     issue_timeout: float = ISSUE_TIMEOUT
 
-    async def request(self, held: Credentials, *, local: bool) -> Credentials:
-        """A verified certificate with a fresh key for the node that `held` names; nothing is written.
+    async def request(self, held: Credentials, *, local: bool) -> Issued:
+        """A verified certificate with a fresh key for the node that `held` names, and what a manager's key file is to
+        be locked with; nothing is written.
 
-        Asks the local manager if `local`, then each known remote once, best first. Raises SwarmvisorError that says
-        what each of them answered.
+        Asks the local manager if `local`, then each known remote once, best first; with an expired certificate (our
+        own dates are looked at before dialling) by the proof of `procs.renewer.reenroller`. Raises SwarmvisorError
+        that says what each of them answered.
         """
         said: list[str] = []
         if local:
@@ -57,6 +58,8 @@ class Requester:
                 return await self._from(held, lambda _who, _name: dial.control_channel(self.paths, held.root_pem))
             except (SwarmvisorError, grpc.aio.AioRpcError) as error:
                 said.append(f"this node's manager: {_words(error)}")
+        if time.time() > held.not_after:
+            await asyncio.to_thread(self._add_join_address)
         tried = {held.node_id}
         while True:
             try:
@@ -65,7 +68,7 @@ class Requester:
                 break
             tried.add(peer.addr)
             try:
-                issued = await self._from(held, _dialler(peer, held.root_pem))
+                issued = await self._from_remote(held, peer)
             except (SwarmvisorError, grpc.aio.AioRpcError) as error:
                 self.remotes.observe_if_exists(peer, -DEFAULT_WEIGHT)
                 said.append(f"{peer.addr}: {_words(error)}")
@@ -74,7 +77,30 @@ class Requester:
                 return issued
         raise Unreachable("no manager issued a certificate: " + ("; ".join(said) or "none is known"))
 
-    async def _from(self, held: Credentials, to: Dial) -> Credentials:
+    def _add_join_address(self) -> None:
+        """Where `rejoin` said to come back at is asked too."""
+        if self.paths.node_toml.exists() and (addr := load_node_config(self.paths.node_toml).join_addr):
+            self.remotes.observe(Peer("", addr), DEFAULT_WEIGHT)
+
+    async def _from_remote(self, held: Credentials, peer: Peer) -> Issued:
+        if time.time() > held.not_after:
+            back = await Reenroller(self.paths, self.log, self.issue_timeout).ask(held, peer.addr)
+            if back.role != "manager":
+                return back, Kek()
+            async with dial.remote_channel(peer.addr, back, back.root_pem, CA_NAME) as channel:
+                return back, await self._unlock_key(ca_pb2_grpc.CAStub(channel))
+        to = _dialler(peer, held.root_pem)
+        try:
+            return await self._from(held, to)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or not await learn(
+                peer.addr, held.root_pem, dial.MANAGER_NAME
+            ):
+                raise
+            self.log.info("%s speaks TLS as Go does and grpc does not; tunnelling to it", peer.addr)
+            return await self._from(held, to)
+
+    async def _from(self, held: Credentials, to: Dial) -> Issued:
         """One certificate from one manager. Raises SwarmvisorError or AioRpcError."""
         key_pem, csr = await asyncio.to_thread(new_request)
         try:
@@ -87,57 +113,23 @@ class Requester:
         issued = await asyncio.to_thread(check_issued, held, certificate_pem, key_pem)
         if issued.role == "manager":
             async with to(issued, CA_NAME) as channel:
-                await self._refuse_autolock(ca_pb2_grpc.CAStub(channel))
-        return issued
+                return issued, await self._unlock_key(ca_pb2_grpc.CAStub(channel))
+        return issued, Kek()
 
     async def _issue(self, ca: ca_pb2_grpc.NodeCAAsyncStub, csr: bytes) -> bytes:
         """Ask, then wait until the record with our very CSR is signed."""
         asked = await ca.IssueNodeCertificate(ca_pb2.IssueNodeCertificateRequest(csr=csr), timeout=CALL_TIMEOUT)
-        question = ca_pb2.NodeCertificateStatusRequest(node_id=asked.node_id)
-        polls = 0
-        while True:
-            try:
-                answer = await ca.NodeCertificateStatus(question, timeout=CALL_TIMEOUT)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise
-                self.log.debug("not signed yet")
-            else:
-                if answer.certificate.csr == csr:
-                    if answer.status.state in _FINAL:
-                        if not answer.certificate.certificate:
-                            raise BadInput("no certificate in CertificateStatus response")
-                        return answer.certificate.certificate
-                    if answer.status.state == types_pb2.IssuanceStatus.FAILED:
-                        raise Refused(f"the swarm's CA refused the request: {answer.status.err}")
-            polls += 1
-            # The server blocks until the record is final; this bounds the calls where it does not.
-            await asyncio.sleep(random.uniform(0.0, min(_POLL_CAP, 1.0 + 2.0 ** min(polls - 1, 10))))
+        return await signed(ca, asked.node_id, csr, self.log)
 
-    async def _refuse_autolock(self, ca: ca_pb2_grpc.CAAsyncStub) -> None:
-        """A swarm without autolock has no unlock key; its absence, or of the whole call, means unlocked (§4.8)."""
+    async def _unlock_key(self, ca: ca_pb2_grpc.CAAsyncStub) -> Kek:
+        """What managers' keys are locked with; a manager without the call has no autolock (§4.8)."""
         try:
             answer = await ca.GetUnlockKey(ca_pb2.GetUnlockKeyRequest(), timeout=CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
-            return
-        if answer.unlock_key:
-            raise Refused(
-                "this swarm locks its managers' keys (autolock), and this release cannot store a locked key",
-                remedy="turn autolock off, or leave this node a worker",
-            )
-
-
-def check_issued(held: Credentials, certificate_pem: bytes, key_pem: bytes) -> Credentials:
-    """Credentials of what was issued. Raises BadInput unless it verifies, fits the key and names the same node."""
-    chain = validate_chain(parse_bundle(held.root_pem), certificate_pem)
-    if chain.leaf.public_key != privatekey.public_key_info(privatekey.load_pem(key_pem)):
-        raise BadInput("the certificate that was issued is not for the key that asked")
-    issued = make_credentials(chain, certificate_pem, key_pem, held.root_pem)
-    if (issued.node_id, issued.cluster_id) != (held.node_id, held.cluster_id):
-        raise BadInput(f"the certificate that was issued is for node {issued.node_id} of swarm {issued.cluster_id}")
-    return issued
+            return Kek()
+        return Kek(answer.unlock_key, answer.version.index)
 
 
 def _dialler(peer: Peer, root_pem: bytes) -> Dial:

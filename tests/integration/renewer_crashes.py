@@ -1,7 +1,7 @@
 """Kill the writers of `certificates/` with SIGKILL before and after every file operation, and look at what is left.
 
-Run by test_renewer_kill.py in a process of its own (it forks once per step) with `founding` or `changing` as argument;
-prints one JSON object: scenario to number of steps. Any broken promise ends it with a traceback.
+Run by test_renewer_kill.py in a process of its own (it forks once per step) with `founding`, `changing` or `joining` as
+argument; prints one JSON object: scenario to number of steps. Any broken promise ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from procs.renewer import files
 from swarm.clock import SystemClock
+from swarm.joining import Joining, load_joining, save_joining
 from swarm.nodeconfig import NodeConfig, save_node_config
 from swarm.paths import Paths
-from swarm.pki.credentials import Credentials, load_credentials
+from swarm.pki.chain import validate_chain
+from swarm.pki.credentials import Credentials, load_credentials, make_credentials
 from swarm.pki.keyfile import Kek, KeyFile
 from swarm.pki.request import new_request
 from swarm.pki.rootca import RootCA
@@ -248,10 +251,58 @@ def changing(directory: Path) -> dict[str, int]:
     return told
 
 
+def joining(directory: Path) -> dict[str, int]:
+    """Every write of a join: whenever it is killed, the next start is the same node, or goes on as it."""
+    told: dict[str, int] = {}
+    swarm = founded(directory, "swarm")
+    held = load_credentials(swarm)
+    root = RootCA.from_pem(held.root_pem, swarm.bootstrap_root_key.read_bytes(), held.root_pem)
+    key, csr = new_request()
+    certificate = root.sign(csr, "node2", "swarm-worker", held.cluster_id, 0)
+    joined = make_credentials(validate_chain(root.pool, certificate), certificate, key, held.root_pem)
+    record = Joining(key.decode(), csr.decode(), root.digest, "node2")
+
+    joiner = Paths(directory / "joiner", directory)
+    joiner.certificates.mkdir(parents=True)
+    save_node_config(joiner.node_toml, NodeConfig(join_addr="192.0.2.1:2377"))
+    joiner.join_token.write_text("SWMTKN")
+    joiner.root_cert.write_bytes(held.root_pem)
+    save_joining(joiner.joining, replace(record, node_id=""))
+
+    def answered(paths: Paths) -> None:
+        save_joining(paths.joining, record)
+
+    def before_or_after(paths: Paths) -> None:
+        assert load_joining(paths.joining) in (record, replace(record, node_id=""))
+
+    told["the answer of the swarm"] = every_step(joiner, answered, before_or_after)
+    save_joining(joiner.joining, record)
+
+    def install(paths: Paths) -> None:
+        files.install_first(paths, joined, Kek())
+
+    def same_node(paths: Paths) -> None:
+        try:
+            begin(paths)
+        except files.NotJoined:
+            assert load_joining(paths.joining) == record
+            assert paths.join_token.exists()
+            install(paths)
+            begin(paths)
+        after = load_credentials(paths)
+        assert (after.node_id, after.key_pem) == ("node2", key)
+        assert not paths.joining.exists()
+        assert not paths.join_token.exists()
+        assert not list(paths.certificates.glob(".tmp-*"))
+
+    told["the first certificate"] = every_step(joiner, install, same_node)
+    return told
+
+
 def main() -> None:
     instrument()
     with tempfile.TemporaryDirectory() as directory:
-        scenarios = {"founding": founding, "changing": changing}[sys.argv[1]]
+        scenarios = {"founding": founding, "changing": changing, "joining": joining}[sys.argv[1]]
         json.dump(scenarios(Path(directory)), sys.stdout)
 
 

@@ -122,6 +122,7 @@ class Authority(ca_pb2_grpc.NodeCAServicer, ca_pb2_grpc.CAServicer):
         self.callers: list[str] = []
         self.refuse = ""
         self.unlock_key = b""
+        self.unlock_version = 0
         self.early = 0
         """How many times to answer before it is signed: with the record of another request, already issued."""
         self._csr = b""
@@ -155,7 +156,9 @@ class Authority(ca_pb2_grpc.NodeCAServicer, ca_pb2_grpc.CAServicer):
         return answer
 
     async def GetUnlockKey(self, request, context):  # noqa: N802  the wire's name
-        return ca_pb2.GetUnlockKeyResponse(unlock_key=self.unlock_key)
+        answer = ca_pb2.GetUnlockKeyResponse(unlock_key=self.unlock_key)
+        answer.version.index = self.unlock_version
+        return answer
 
 
 @asynccontextmanager

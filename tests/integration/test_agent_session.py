@@ -49,6 +49,7 @@ async def test_the_node_describes_itself_and_tells_the_bus_what_the_manager_said
             root_ca=b"PEM",
             under=topics.Under(node.credentials.fingerprint, node.credentials.root_digest),
             availability="active",
+            foreign=True,  # the scripted one does not say that it is ours
         )
         managers = (await node.bus.wait("managers", lambda v: True, DEADLINE)).body
         assert [(m.node_id, m.addr) for m in managers.managers] == [

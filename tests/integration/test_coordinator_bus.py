@@ -182,6 +182,7 @@ def test_promotion_and_demotion_end_to_end(scene: Scene) -> None:
     scene.until(aside.is_dir, "sets its data aside")
     assert (aside / "store.db").read_text() == "precious"
     scene.agent.publish("agent", topics.Agent("ready", "s", "another-node", "192.0.2.1:2377"))
+    scene.agent.publish("node.changes", replace(changes("worker", "worker"), under=topics.Under("w2")))
     scene.until(lambda: not aside.exists(), "deletes it once another manager has given a session")
 
 

@@ -206,6 +206,8 @@ def test_status_is_json_with_all_of_its_parts(node: Node) -> None:
         "paths",
         "isolated_tasks",
         "trouble",
+        "roles",
+        "vxlan_port",
     }
     assert report["trouble"] == []
     shown = node.ok("status")

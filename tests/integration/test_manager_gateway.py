@@ -303,5 +303,6 @@ async def test_certificate_requests(node: ManagerNode) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await stub.NodeCertificateStatus(ca_pb2.NodeCertificateStatusRequest(node_id=node_id), timeout=5)
             assert code_and_text(error.value) == (code, text)
-    manager = await node.join("manager")
-    assert manager.role == "manager"
+    with pytest.raises(grpc.aio.AioRpcError, match="exactly one manager") as refusal:
+        await node.join("manager")
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -72,6 +72,7 @@ async def test_ready_says_addresses_and_the_root_it_holds_and_a_restart_keeps_th
                 remote_addr=node.address,
                 advertise_addr="192.0.2.1:2377",
                 root_digest_held=node.own.root_digest,
+                configured="127.0.0.1:0 192.0.2.1:2377",
             )
             assert await cluster_of(node) == node.own.cluster_id
             assert await node.stop() == ExitCode.DONE

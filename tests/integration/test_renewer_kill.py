@@ -18,6 +18,7 @@ SCENARIOS = {
         "unlock key",
         "root",
     },
+    "joining": {"the answer of the swarm", "the first certificate"},
 }
 
 

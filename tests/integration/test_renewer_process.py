@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from swarm.paths import Paths
 from swarm.pki.keyfile import Kek, KeyFile
 from swarm.pki.request import new_request
 from swarm.pki.rootca import RootCA
+from swarm.pki.tokens import generate_join_token
+from swarm.unlock import forget_unlock_keys, write_unlock_keys
 from tests.integration.renewer_node import Authority, Node, a_node, seen, serving
 
 READY = topics.Manager("ready", leader=True)
@@ -148,19 +151,18 @@ async def test_refused_request_says_why_and_keeps_the_old_pair(founded: Node) ->
     assert founded.credentials() == before
 
 
-@pytest.mark.parametrize("flaw", ["foreign root", "other node", "autolock"])
+@pytest.mark.parametrize("flaw", ["foreign root", "other node"])
 async def test_unusable_answers_are_not_installed(founded: Node, flaw: str) -> None:
     before = founded.credentials()
     authority = Authority(founded.root(), before, ["manager"])
     words = {
         "foreign root": "x509: certificate signed by unknown authority",
         "other node": "the certificate that was issued is for node another",
-        "autolock": "locks its managers' keys",
     }
     async with serving(authority, f"unix:{founded.paths.control_socket}", clients=False):
         if flaw == "foreign root":
             authority.root = RootCA.create()
-        elif flaw == "other node":
+        else:
             sign = authority.root.sign
 
             class Confused:
@@ -168,13 +170,35 @@ async def test_unusable_answers_are_not_installed(founded: Node, flaw: str) -> N
                     return sign(csr, "another", *rest)
 
             authority.root = Confused()  # type: ignore[assignment]
-        else:
-            authority.unlock_key = b"k" * 32
         founded.manager.publish("manager", READY)
         founded.ask(before.fingerprint)
         said = await founded.certificate(lambda c: c.attempt > 0)
     assert words[flaw] in said.why
     assert founded.credentials() == before
+
+
+async def test_a_swarm_that_locks_its_managers_gets_the_next_key_locked(founded: Node) -> None:
+    before = founded.credentials()
+    authority = Authority(founded.root(), before, ["manager"])
+    authority.unlock_key, authority.unlock_version = b"k" * 32, 9
+    try:
+        async with serving(authority, f"unix:{founded.paths.control_socket}", clients=False):
+            founded.manager.publish("manager", READY)
+            founded.ask(before.fingerprint)
+            await founded.certificate(lambda c: c.fingerprint not in ("", before.fingerprint))
+        file = KeyFile.of(founded.paths)
+        assert file.read(b"k" * 32).kek == Kek(b"k" * 32, 9)
+        assert founded.credentials().fingerprint != before.fingerprint, "the key is at hand in memory"
+        await founded.stop()
+        forget_unlock_keys(founded.paths)
+        await founded.start()
+        assert (await founded.certificate(lambda c: c.state != "none")).state == "locked"
+        write_unlock_keys(founded.paths, Kek(b"k" * 32, 9))
+        assert founded.process is not None
+        founded.process.send_signal(signal.SIGHUP)
+        await founded.certificate(lambda c: c.state == "valid")
+    finally:
+        forget_unlock_keys(founded.paths)
 
 
 async def test_answer_to_another_request_is_not_taken_for_ours(founded: Node) -> None:
@@ -251,11 +275,18 @@ async def test_corrupt_file_is_named_with_a_remedy_and_left(founded: Node, name:
     assert await founded.stop() == 0
 
 
-async def test_node_that_shall_join_says_that_this_release_cannot(node: Node) -> None:
-    save_node_config(node.paths.node_toml, NodeConfig(join_addr="192.0.2.1:2377"))
+async def test_node_that_joins_says_how_often_it_tried_and_why_it_did_not_work(node: Node) -> None:
+    save_node_config(node.paths.node_toml, NodeConfig(join_addr="127.0.0.1:1"))
+    node.paths.join_token.write_text(generate_join_token(RootCA.create().certs))
     await node.start()
-    said = await node.certificate()
-    assert (said.state, "says to join 192.0.2.1:2377, which this release cannot do" in said.why) == ("failed", True)
+    said = await node.certificate(lambda c: c.attempt > 1)
+    assert (said.state, said.problem) == ("joining", "unreachable")
+    assert "cannot connect to 127.0.0.1:1: Connection refused" in said.why
+    assert said.next_try_at >= time.time() - 1
+    node.paths.join_token.write_text("SWMTKN-1-x")
+    said = await node.certificate(lambda c: c.state == "failed")
+    assert (said.problem, said.why.partition(";")[0]) == ("token", "invalid join token")
+    assert not node.paths.root_cert.exists()
 
 
 async def test_expired_certificate_is_said_and_the_own_manager_can_still_renew_it(node: Node) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from procs.manager.ca import issuance
+from procs.manager.ca.external import ExternalCAs, SignerRefused, SignerUnavailable, is_for, urls_for
 from procs.manager.status import aborted
 from procs.manager.store import Store, Tx, Watch
 from swarm.api import objects_pb2, types_pb2
 from swarm.errors import BadInput, Refused, SwarmvisorError
 from swarm.pki.certificate import MANAGER_OU, WORKER_OU
-from swarm.pki.rootca import DEFAULT_NODE_EXPIRY, NoValidSigner, RootCA
+from swarm.pki.chain import validate_chain
+from swarm.pki.rootca import DEFAULT_NODE_EXPIRY, NoValidSigner, RootCA, check_request
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ RETRY_SECONDS = 10.0
 """After a failure that another try may mend."""
 BATCH = 50
 """Certificates signed and written at once; bounds how long the event loop is held (0.3 ms each)."""
+EXTERNAL_BATCH = 8
+"""Questions to external CAs at once."""
 
 _Outcome = tuple[str, bytes, bytes, str]
 """Node id, CSR, certificate (empty: failed), why."""
@@ -29,9 +33,14 @@ _Outcome = tuple[str, bytes, bytes, str]
 class CAServer:
     """One per process. Serves while `run` runs."""
 
-    def __init__(self, store: Store, cluster_id: str) -> None:
+    def __init__(self, store: Store, cluster_id: str, externals: ExternalCAs | None = None) -> None:
+        """`externals`: how signers outside the swarm are asked; None: never."""
         self._store = store
         self._cluster_id = cluster_id
+        self._externals = externals
+        self._urls: list[str] = []
+        self._trusted = b""
+        """Under what an external signer must be certified: our roots, PEM."""
         self._running = False
         self._tokens: types_pb2.JoinTokens | None = None
         self._applied: types_pb2.RootCA | None = None
@@ -115,6 +124,12 @@ class CAServer:
         self._tokens = cluster.root_ca.join_tokens
         expiry = cluster.spec.ca_config.node_cert_expiry
         self._expiry = expiry.seconds + expiry.nanos / 1e9 or float(DEFAULT_NODE_EXPIRY)
+        current, following = cluster.root_ca.ca_cert, cluster.root_ca.root_rotation.ca_cert
+        self._trusted = current + following
+        urls = urls_for(cluster.spec.ca_config.external_cas, following or current, current)
+        if urls != self._urls:
+            self._urls = urls
+            self._wake.set()  # another chance for what waits
         wanted = types_pb2.RootCA()
         wanted.CopyFrom(cluster.root_ca)
         wanted.ClearField("join_tokens")
@@ -122,7 +137,7 @@ class CAServer:
             return
         self._applied = wanted
         try:
-            self._root = _root(cluster.root_ca)
+            self._root = signing_root(cluster.root_ca)
         except BadInput as error:
             # Handing out the root and everything else goes on; signing waits for a root that can sign.
             log.error("the swarm's root cannot sign: %s", error.describe())
@@ -141,36 +156,54 @@ class CAServer:
         """Sign all that waits; False if some could not be signed for now."""
         waiting = list(self._pending)
         complete = True
-        for start in range(0, len(waiting), BATCH):
-            outcomes: list[_Outcome] = []
-            for node_id in waiting[start : start + BATCH]:
+        outside = self._externals is not None and bool(self._urls)
+        step = EXTERNAL_BATCH if outside else BATCH
+        for start in range(0, len(waiting), step):
+            wanted: list[objects_pb2.Node] = []
+            for node_id in waiting[start : start + step]:
                 node = self._store.get(objects_pb2.Node, node_id)
                 if node is None or not issuance.wants_signature(node):
                     self._pending.pop(node_id, None)
-                    continue
-                try:
-                    outcomes.append(self._sign(node))
-                except NoValidSigner as error:
-                    log.warning("certificate of node %s cannot be signed now: %s", node_id, error.message)
-                    complete = False
+                else:
+                    wanted.append(node)
+            signed = await asyncio.gather(*(self._try(node, outside=outside) for node in wanted))
+            outcomes = [outcome for outcome in signed if outcome is not None]
+            complete = complete and len(outcomes) == len(wanted)
             if outcomes:
                 await self._write(outcomes)
         return complete
 
-    def _sign(self, node: objects_pb2.Node) -> _Outcome:
-        """One signature, or why there will never be one. Raises NoValidSigner."""
-        if self._root is None:
-            raise NoValidSigner
+    async def _try(self, node: objects_pb2.Node, *, outside: bool) -> _Outcome | None:
+        """One signature, or why there will never be one; None: not now."""
         record = node.certificate
         ou = MANAGER_OU if record.role == types_pb2.NodeRole.MANAGER else WORKER_OU
         try:
-            certificate = self._root.sign(record.csr, record.cn, ou, self._cluster_id, self._expiry)
-        except NoValidSigner:
-            raise
+            certificate = await self._sign_outside(record, ou) if outside else self._sign(record, ou)
+        except (NoValidSigner, SignerUnavailable) as error:
+            log.warning("certificate of node %s cannot be signed now: %s", node.id, error.message)
+            return None
         except SwarmvisorError as error:
             log.warning("certificate of node %s refused: %s", node.id, error.message)
             return node.id, record.csr, b"", error.message
         return node.id, record.csr, certificate, ""
+
+    def _sign(self, record: types_pb2.Certificate, ou: str) -> bytes:
+        if self._root is None:
+            raise NoValidSigner
+        return self._root.sign(record.csr, record.cn, ou, self._cluster_id, self._expiry)
+
+    async def _sign_outside(self, record: types_pb2.Certificate, ou: str) -> bytes:
+        """Leaf of an external CA, with the intermediates that the swarm adds; checked before it is stored."""
+        root = self._root
+        if root is None or self._externals is None:
+            raise NoValidSigner
+        check_request(record.csr)  # what nobody can sign is refused here: it would only seem unreachable there
+        leaf = await self._externals.sign(self._urls, self._trusted, record.csr, record.cn, ou, self._cluster_id)
+        chain = leaf.rstrip() + b"\n" + root.intermediates
+        found = validate_chain(root.pool, chain).leaf
+        if not is_for(found, record.csr) or found.common_name != record.cn:
+            raise SignerRefused("the external CA's certificate is not for the node and key that asked")
+        return chain
 
     async def _write(self, outcomes: list[_Outcome]) -> None:
         def write(tx: Tx) -> None:
@@ -188,7 +221,7 @@ class CAServer:
             self._pending.pop(node_id, None)
 
 
-def _root(record: types_pb2.RootCA) -> RootCA:
+def signing_root(record: types_pb2.RootCA) -> RootCA:
     """The signer that the cluster's record asks for: the next root's while a rotation runs. Raises BadInput."""
     if record.HasField("root_rotation"):
         rotation = record.root_rotation

@@ -9,13 +9,18 @@ from typing import Any
 import grpc
 
 from procs.manager.authorization import caller_of
-from procs.manager.ca import issuance
+from procs.manager.ca import issuance, reenrol
+from procs.manager.ca.reenrol import NotTaken
 from procs.manager.ca.server import CAServer
-from procs.manager.status import Status, aborted, invalid_argument, not_found
+from procs.manager.members import Members
+from procs.manager.status import Status, aborted, failed_precondition, invalid_argument, not_found
 from procs.manager.store import Store, Tx, by
 from procs.manager.store.errors import AlreadyExists
 from swarm.api import ca_pb2, ca_pb2_grpc, objects_pb2, specs_pb2, types_pb2
+from swarm.clock import Clock, SystemClock
+from swarm.errors import BadInput
 from swarm.identity import new_id
+from swarm.pki.reenrol import METADATA, REFUSED, parse_proof
 
 # ruff: noqa: N802  (gRPC's method names)
 
@@ -24,6 +29,10 @@ log = logging.getLogger(__name__)
 ID_ATTEMPTS = 4
 UNLOCK_SUBSYSTEM = "swarm-manager"
 NO_TOKEN = "A valid join token is necessary to join this cluster"
+ONE_MANAGER = (
+    "this is a manager's token, and this swarm keeps its state in a SQLite file, which has exactly one manager; "
+    "join with the worker's token (`swarmvisor join-token worker`)"
+)
 
 
 class CAService(ca_pb2_grpc.CAServicer):
@@ -66,9 +75,24 @@ class CAService(ca_pb2_grpc.CAServicer):
 class NodeCAService(ca_pb2_grpc.NodeCAServicer):
     """Takes certificate requests and tells what became of them. Open to strangers: it looks at callers itself."""
 
-    def __init__(self, store: Store, server: CAServer, cluster_id: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        server: CAServer,
+        cluster_id: str,
+        *,
+        may_grow: bool = True,
+        members: Members | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`may_grow`: the store's engine takes more than one manager; else a manager's token admits nobody.
+        `members`: the managers; None: every node of that role counts as one."""
+        self._members = members
+        self._clock = clock or SystemClock()
+        self._pace = reenrol.Pace()
         self._store = store
         self._server = server
+        self._may_grow = may_grow
         self._cluster_id = cluster_id
 
     async def IssueNodeCertificate(
@@ -80,16 +104,65 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
         tokens = self._server.tokens()
         caller = caller_of(context)
         if caller.node_id:
-            return await self._renew(caller.node_id, request.csr)
+            return await self._renew(caller.node_id, request.csr, caller.leaf_hash)
+        proof = _proof(context)
         # Both are compared, so that the time taken does not tell which one was close.
         manager = _equal(request.token, tokens.manager)
         worker = _equal(request.token, tokens.worker)
+        if proof is not None:
+            try:
+                return await self._reenrol(proof, request.csr, with_token=manager or worker)
+            except (NotTaken, BadInput) as refusal:
+                log.warning("an expired certificate from %s is not taken: %s", caller.remote_addr, refusal.message)
+                if isinstance(refusal, NotTaken) and refusal.marker:
+                    context.set_trailing_metadata(((REFUSED, refusal.marker),))
+                raise invalid_argument(NO_TOKEN) from refusal
         if not manager and not worker:
             raise invalid_argument(NO_TOKEN)
+        if manager and not self._may_grow:
+            raise failed_precondition(ONE_MANAGER)
         role = types_pb2.NodeRole.MANAGER if manager else types_pb2.NodeRole.WORKER
         return await self._join(role, request, caller.remote_addr)
 
-    async def _renew(self, node_id: str, csr: bytes) -> ca_pb2.IssueNodeCertificateResponse:
+    async def _reenrol(self, data: bytes, csr: bytes, *, with_token: bool) -> ca_pb2.IssueNodeCertificateResponse:
+        """A node whose certificate expired renews after all. Raises NotTaken, BadInput."""
+        proof = parse_proof(data)
+        cluster = self._store.get(objects_pb2.Cluster, self._cluster_id)
+        if cluster is None:
+            raise NotTaken("", "there is no cluster object yet")
+        node_id = reenrol.authenticate(proof, csr, cluster)
+        self._pace.admit(node_id, self._clock.monotonic())
+
+        def write(tx: Tx) -> specs_pb2.NodeSpec.Membership.ValueType:
+            # Everything is judged again on what is there when this is written.
+            cluster, node = tx.get(objects_pb2.Cluster, self._cluster_id), tx.get(objects_pb2.Node, node_id)
+            if cluster is None:
+                raise NotTaken("", "the cluster object is gone")
+            taken = reenrol.judge(
+                proof,
+                csr,
+                cluster,
+                node,
+                reenrol.read_trace(tx.side(reenrol.side_key(node_id))),
+                self._clock.wall_ns(),
+                with_token=with_token,
+                is_member=lambda: self._is_member(node_id),
+            )
+            if node is None:
+                raise AssertionError("judged as present")
+            if not taken.repeated:
+                tx.put_side(reenrol.side_key(node_id), reenrol.write_trace(taken.trace))
+                tx.update(issuance.renewing(node, csr))
+            return node.spec.membership
+
+        membership = await self._store.update(write, cause="re-enrolment")
+        log.info("node %s came back with an expired certificate, and gets a new one", node_id)
+        return ca_pb2.IssueNodeCertificateResponse(node_id=node_id, node_membership=membership)
+
+    def _is_member(self, node_id: str) -> bool:
+        return self._members is None or any(member.node_id == node_id for member in self._members.members())
+
+    async def _renew(self, node_id: str, csr: bytes, leaf_hash: str = "") -> ca_pb2.IssueNodeCertificateResponse:
         def write(tx: Tx) -> specs_pb2.NodeSpec.Membership.ValueType:
             node = tx.get(objects_pb2.Node, node_id)
             if node is None:
@@ -98,6 +171,8 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
             # Else it is the same request again, whose answer was lost.
             if record.csr != csr or record.role != node.role:
                 tx.update(issuance.renewing(node, csr))
+                # The node object forgets the present certificate; a node that never gets the next one shows it again.
+                reenrol.note_leaf(tx, node_id, leaf_hash)
             return node.spec.membership
 
         membership = await self._store.update(write, cause="renewal")
@@ -149,6 +224,14 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
                     self._server.check_running()
                 except Status as stopped:
                     raise Status(grpc.StatusCode.CANCELLED, "context canceled") from stopped
+
+
+def _proof(context: Any) -> bytes | None:
+    """The proof in the request's metadata; None if there is none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == METADATA:
+            return value if isinstance(value, bytes) else str(value).encode()
+    return None
 
 
 def _equal(given: str, token: str) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import grpc
 
+from procs.manager.ca.grace import LABEL, parse_grace
+from procs.manager.control.ca_config import is_usable, plan
 from procs.manager.control.durations import HOUR, nanoseconds
 from procs.manager.control.filters import labels_match, one_of, starts_with
 from procs.manager.control.later import not_yet
@@ -13,12 +15,12 @@ from procs.manager.control.nodes import DEFAULT_CLUSTER, drop_expired
 from procs.manager.control.ports import Ports, copied
 from procs.manager.status import Status, invalid_argument, not_found
 from procs.manager.store import Tx
+from procs.manager.store.errors import OutOfSequence
 from swarm.api import control_pb2
 from swarm.api.objects_pb2 import Cluster
 from swarm.api.specs_pb2 import ClusterSpec
-from swarm.api.types_pb2 import EncryptionKey
+from swarm.api.types_pb2 import EncryptionKey, RootCA
 from swarm.errors import BadInput
-from swarm.pki.certificate import parse_bundle
 from swarm.pki.tokens import generate_join_token, generate_unlock_key
 
 # ruff: noqa: N802, ARG002  (gRPC's method names and arguments)
@@ -64,41 +66,40 @@ class ClusterMethods(Ports):
         if not request.HasField("spec"):
             raise invalid_argument()
         check_cluster_spec(request.spec)
+        seen = self._store.get(Cluster, request.cluster_id)
+        if seen is None:
+            raise not_found(f"cluster {request.cluster_id} not found")
+        if not is_usable(seen.root_ca):
+            raise Status(grpc.StatusCode.INTERNAL, "error loading cluster rootCA for update")
+        self._refuse_unsupported(seen, request.spec)
+        root_ca = copied(seen.root_ca)
+        if request.rotation.worker_join_token:
+            root_ca.join_tokens.worker = generate_join_token(root_ca.ca_cert, seen.fips)
+        if request.rotation.manager_join_token:
+            root_ca.join_tokens.manager = generate_join_token(root_ca.ca_cert, seen.fips)
+        root_ca = await plan(root_ca, request.spec.ca_config, self._externals, self._now().seconds)
         cluster = await self._store.update(
-            lambda tx: self._update(tx, request), cause=f"UpdateCluster {request.cluster_id}"
+            lambda tx: self._update(tx, request, seen, root_ca), cause=f"UpdateCluster {request.cluster_id}"
         )
         return control_pb2.UpdateClusterResponse(cluster=redacted(cluster))
 
-    def _update(self, tx: Tx, request: control_pb2.UpdateClusterRequest) -> Cluster:
+    def _update(self, tx: Tx, request: control_pb2.UpdateClusterRequest, seen: Cluster, root_ca: RootCA) -> Cluster:
         stored = tx.get(Cluster, request.cluster_id)
         if stored is None:
             raise not_found(f"cluster {request.cluster_id} not found")
-        _check_root(stored)
-        self._refuse_unsupported(stored, request.spec)
+        if stored.meta.version != seen.meta.version:
+            raise OutOfSequence  # the root was planned for what has been replaced meanwhile
         cluster = copied(stored)
         cluster.meta.version.CopyFrom(request.cluster_version)
         cluster.spec.CopyFrom(request.spec)
+        cluster.root_ca.CopyFrom(root_ca)
         drop_expired(cluster, self._now().seconds)
-        tokens = cluster.root_ca.join_tokens
-        if request.rotation.worker_join_token:
-            tokens.worker = generate_join_token(cluster.root_ca.ca_cert, cluster.fips)
-        if request.rotation.manager_join_token:
-            tokens.manager = generate_join_token(cluster.root_ca.ca_cert, cluster.fips)
         _set_unlock_key(cluster, rotate=request.rotation.manager_unlock_key)
         tx.update(cluster)
         return cluster
 
     def _refuse_unsupported(self, stored: Cluster, spec: ClusterSpec) -> None:
         """Unimplemented for what nothing here would carry out."""
-        ca = spec.ca_config
-        if ca.signing_ca_key and not ca.signing_ca_cert:
-            raise invalid_argument("if a signing CA key is provided, the signing CA cert must also be provided")
-        if ca.signing_ca_cert:
-            raise not_yet("ca_config.signing_ca_cert (replacing the swarm's CA)")
-        if ca.force_rotate != stored.root_ca.last_forced_rotation:
-            raise not_yet("ca_config.force_rotate (rotating the swarm's CA)")
-        if ca.external_cas != stored.spec.ca_config.external_cas:
-            raise not_yet("ca_config.external_cas (external CAs)")
         if spec.task_defaults.log_driver.name:
             raise not_yet("task_defaults.log_driver (log drivers)")
         locks = spec.encryption_config.auto_lock_managers and not stored.spec.encryption_config.auto_lock_managers
@@ -108,6 +109,11 @@ class ClusterMethods(Ports):
 
 def check_cluster_spec(spec: ClusterSpec) -> None:
     """InvalidArgument for the first thing that cannot be."""
+    if LABEL in spec.annotations.labels:
+        try:
+            parse_grace(spec.annotations.labels[LABEL])
+        except BadInput as error:
+            raise invalid_argument(error.describe()) from error
     if spec.ca_config.HasField("node_cert_expiry") and nanoseconds(spec.ca_config.node_cert_expiry) < HOUR:
         raise invalid_argument("minimum certificate expiry time is: 1h0m0s")
     for policy in spec.acceptance_policy.policies:
@@ -139,15 +145,6 @@ def redacted(cluster: Cluster) -> Cluster:
         shown.defaultAddressPool.append(_DEFAULT_POOL)
         shown.subnetSize = _DEFAULT_SUBNET_SIZE
     return shown
-
-
-def _check_root(cluster: Cluster) -> None:
-    try:
-        usable = bool(parse_bundle(cluster.root_ca.ca_cert))
-    except BadInput:
-        usable = False
-    if not usable:
-        raise Status(grpc.StatusCode.INTERNAL, "error loading cluster rootCA for update")
 
 
 def _set_unlock_key(cluster: Cluster, *, rotate: bool) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from procs.manager.ca.reenrol import side_key
 from procs.manager.control.filters import labels_match, one_of, starts_with
 from procs.manager.control.ports import Ports, copied
+from procs.manager.members import quorum_without
 from procs.manager.status import Status, failed_precondition, invalid_argument, not_found
 from procs.manager.store import Tx, by
 from swarm.api import control_pb2, raft_pb2
 from swarm.api.objects_pb2 import Cluster, Node, Task
 from swarm.api.specs_pb2 import NodeSpec
-from swarm.api.types_pb2 import COMPLETE, MANAGER, ORPHANED, WORKER, ManagerStatus, NodeStatus, RaftMemberStatus
+from swarm.api.types_pb2 import COMPLETE, MANAGER, ORPHANED, WORKER, ManagerStatus, NodeStatus
 from swarm.errors import BadInput
 from swarm.pki.certificate import parse_bundle
 
@@ -77,13 +79,22 @@ class NodeMethods(Ports):
             )
 
     def _check_demotion(self, tx: Tx, stored: Node) -> None:
+        """The reference's order and texts, each with its numbers and what to do (reference manager §4.2)."""
         if [node.id for node in tx.find(Node, by.role(MANAGER))] == [stored.id]:
-            raise failed_precondition("attempting to demote the last manager of the swarm")
+            raise failed_precondition(
+                f"attempting to demote the last manager of the swarm: {stored.id} is 1 of 1; promote another node first"
+            )
         managers = self._managers()
         if stored.id not in managers:
-            raise not_found("can't find manager in raft memberlist")
-        if not _can_remove(stored.id, managers):
-            raise failed_precondition("can't remove member from the raft: this would result in a loss of quorum")
+            raise not_found(
+                f"can't find manager in raft memberlist: {stored.id} is none of its {len(managers)} members; "
+                "a promotion can be taken back only once the node has joined the managers: see `swarmvisor node ls`"
+            )
+        quorum = quorum_without(stored.id, list(managers.values()))
+        if not quorum.kept:
+            raise failed_precondition(
+                f"can't remove member from the raft: this would result in a loss of quorum: {quorum.words}"
+            )
 
     def _remove(self, tx: Tx, node_id: str, force: bool) -> None:
         node = tx.get(Node, node_id)
@@ -113,6 +124,7 @@ class NodeMethods(Ports):
                 task.status.message = "Task belonged to a node that has been deleted"
                 tx.update(task)
         tx.delete(Node, node_id)
+        tx.delete_side(side_key(node_id))
 
     def _managers(self) -> dict[str, raft_pb2.RaftMember]:
         return {member.node_id: member for member in self._members.members()}
@@ -155,13 +167,6 @@ def _blacklist(cluster: Cluster, node: Node) -> None:
         return
     if chain:
         entry.expiry.CopyFrom(Timestamp(seconds=chain[0].not_after))
-
-
-def _can_remove(node_id: str, managers: dict[str, raft_pb2.RaftMember]) -> bool:
-    """Whether a majority of the managers that stay can be reached."""
-    rest = [member for other, member in managers.items() if other != node_id]
-    reachable = sum(member.status.reachability == RaftMemberStatus.REACHABLE for member in rest)
-    return reachable >= len(rest) // 2 + 1
 
 
 def _listed(node: Node, filters: control_pb2.ListNodesRequest.Filters) -> bool:

@@ -211,6 +211,11 @@ class Dispatcher:
             raise stopped()
         return self._term
 
+    def show_managers(self) -> None:
+        """The managers changed, or where they are found: every session is to show it."""
+        if self._term is not None:
+            self._term.feeds.look_all()
+
     def check_running(self, term: Term) -> None:
         """Raises Status if `term` is over."""
         if self._term is not term:

@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from procs.manager.authorization import Caller, caller_of
+from procs.manager.ca.reenrol import note_leaf, read_trace, side_key
 from procs.manager.dispatcher import reports
 from procs.manager.dispatcher.assignments import AssignmentSet, Numbering
 from procs.manager.dispatcher.dispatcher import Dispatcher, Term
@@ -70,6 +71,10 @@ class DispatcherService(dispatcher_pb2_grpc.DispatcherServicer):
         self._dispatcher.check_running(term)
         if self._store.get(objects_pb2.Node, node_id) is None:
             raise unknown("node not found")
+        known = read_trace(self._store.side(side_key(node_id))).leaf
+        if caller.leaf_hash not in ("", known):
+            # What an older certificate of this node could prove ends here (see procs.manager.ca.reenrol).
+            await self._store.update(lambda tx: note_leaf(tx, node_id, caller.leaf_hash), cause="certificate in use")
         if resumed and term.table.resumable(node_id, request.session_id):
             return request.session_id
         session_id = new_id()

@@ -80,6 +80,13 @@ class Front:
         self._listening.append(sock)
         self._loop.add_reader(sock, self._accept, sock, listener)
 
+    def forget(self, sock: socket.socket) -> None:
+        """Close one door; who came in by it stays."""
+        if sock in self._listening:
+            self._listening.remove(sock)
+            self._loop.remove_reader(sock)
+            sock.close()
+
     @property
     def connections(self) -> int:
         """Established connections."""

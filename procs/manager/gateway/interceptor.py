@@ -15,6 +15,7 @@ import grpc.aio
 from procs.manager.authorization import Authorizer, Caller
 from procs.manager.gateway.records import Records, lookup
 from procs.manager.status import Status
+from swarm.dial import OURS
 from swarm.errors import SwarmvisorError
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, behaviour: Any) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
+                await context.send_initial_metadata(((OURS, "1"),))
                 async with aclosing(behaviour(request, self._admit(method, context))) as answers:
                     async for answer in answers:
                         yield answer

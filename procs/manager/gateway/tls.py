@@ -36,7 +36,7 @@ def server_context(certificate_pem: bytes, key_pem: bytes, root_pem: bytes) -> s
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(cadata=root_pem.decode("ascii"))
-        _load_chain(context, certificate_pem, key_pem)
+        load_chain(context, certificate_pem, key_pem)
     except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
         raise BadInput(
             f"certificate, key and root of this node cannot be served: {error}",
@@ -45,7 +45,7 @@ def server_context(certificate_pem: bytes, key_pem: bytes, root_pem: bytes) -> s
     return context
 
 
-def _load_chain(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
+def load_chain(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
     """`load_cert_chain` reads files only: give it one in memory, so that the plain key is never on a disk."""
     fd = os.memfd_create("chain", os.MFD_CLOEXEC)
     with os.fdopen(fd, "wb") as chain:

@@ -26,7 +26,7 @@ def test_the_description_is_whole(tmp_path: Path) -> None:
     assert told.resources.memory_bytes == 2048 * 1024
     assert told.resources.nano_cpus == len(os.sched_getaffinity(0)) * 10**9
     assert dict(told.engine.labels) == {"zone": "a", "runtime": "process"}
-    assert [(p.type, p.name) for p in told.engine.plugins] == [("Runtime", "process")]
+    assert [(p.type, p.name) for p in told.engine.plugins] == [("Network", "host"), ("Runtime", "process")]
     assert told.engine.engine_version == importlib.metadata.version("swarmvisor")
     assert told.tls_info == TLS
     assert told.fips is False

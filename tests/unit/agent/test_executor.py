@@ -81,6 +81,17 @@ def test_command_and_args_make_the_argv_and_all_that_is_unset_gets_its_default(t
     }
 
 
+def test_the_vxlan_port_is_kept_while_it_can_be_one(tmp_path: Path) -> None:
+    one = executor(tmp_path)
+    for port in (0, 1024, 49151, 4790):
+        one.configure(vxlan_port=port)
+        assert one.vxlan_port == port
+    for wrong in (1, 1023, 49152, 70000):
+        with pytest.raises(BadInput, match=rf"VXLAN UDP port {wrong} is not in the range 1024 to 49151; 4790 stays"):
+            one.configure(vxlan_port=wrong)
+    assert one.vxlan_port == 4790
+
+
 def test_what_the_task_says_is_taken_over(tmp_path: Path) -> None:
     given = task(
         env=["A=1", "B=x=y", "HOME=/tmp", "USER"],
@@ -226,8 +237,6 @@ def healthcheck(*test: str) -> types_pb2.HealthConfig:
         ("open_stdin", True, "open_stdin"),
         ("read_only", True, "read_only"),
         ("mounts", [types_pb2.Mount(source="/a", target="/b")], "mounts"),
-        ("secrets", [types_pb2.SecretReference(secret_id="x")], "secrets"),
-        ("configs", [types_pb2.ConfigReference(config_id="x")], "configs"),
         ("hosts", ["10.0.0.1 db"], "hosts"),
         ("dns_config", specs_pb2.ContainerSpec.DNSConfig(nameservers=["192.0.2.1"]), "dns_config"),
         ("healthcheck", healthcheck("CMD", "true"), "healthcheck"),
@@ -252,7 +261,7 @@ def test_what_the_task_around_the_container_asks_for_is_refused_too(tmp_path: Pa
     given.networks.add()
     given.endpoint.ports.add()
     given.volumes.add()
-    given.spec.resource_references.add()
+    given.spec.resource_references.add(resource_type=types_pb2.VOLUME)
     given.log_driver.name = "syslog"
     given.spec.resources.swap_bytes.value = 1
     given.spec.resources.memory_swappiness.value = 1

@@ -169,6 +169,37 @@ def test_a_list_without_managers_forgets_none() -> None:
     assert opened(one.rested()).target.addr == "m1:1"
 
 
+def test_a_node_that_the_swarm_refuses_says_so_and_goes_on_trying() -> None:
+    one = connected(brain())
+    said, rest = one.ended("removed from the swarm", refused=True)
+    assert said == Say("refused", why="removed from the swarm")
+    assert isinstance(rest, Rest)
+    assert opened(one.rested()).session_id == "s1"
+    assert one.registered("s2") == [Say("connected", Target("id-m1:1", "m1:1"), "s2")]
+
+
+def test_when_a_manager_fails_the_session_is_offered_to_another_one() -> None:
+    one = connected(brain())
+    remote(one, "m1:1", "m2:1")
+    assert one.target is not None
+    first = one.target.addr
+    one.ended("UNAVAILABLE: connection reset")
+    after = opened(one.rested())
+    assert after.session_id == "s1"
+    assert {first, after.target.addr} == {"m1:1", "m2:1"}
+
+
+def test_a_manager_that_failed_once_is_tried_again_when_others_list_it() -> None:
+    one = connected(brain())
+    for _ in range(4):
+        one.ended("refused")
+        one.rested()
+    low = one._remotes.weights()[Peer("id-m1:1", "m1:1")]
+    for _ in range(4):
+        remote(one, "m1:1", "m2:1")  # each message of the next session
+    assert low < 0 < one._remotes.weights()[Peer("id-m1:1", "m1:1")]
+
+
 def test_a_node_that_left_opens_no_session() -> None:
     one = connected(brain())
     assert one.left() == [Close("the node leaves")]
@@ -227,3 +258,19 @@ def test_in_any_order_there_is_one_session_at_most_and_each_wait_has_an_end(scri
         if one.phase is Phase.RESTING:
             assert resting
         assert running == (one.phase in (Phase.OPENING, Phase.CONNECTED, Phase.CLOSING))
+
+
+def test_an_expired_certificate_is_not_shown_to_others_but_the_local_manager_is_asked() -> None:
+    brain = SessionBrain()
+    brain.managers([(Peer("other", "192.0.2.1:2377"), 10)])
+    assert brain.dates(expired=True, known=False) == []
+    (said,) = brain.certificate("me", "one", "root")
+    assert isinstance(said, Say)
+    assert "has expired" in said.why
+    assert brain.dates(expired=True, known=True) == []
+    opened = brain.dates(expired=False, known=True)
+    assert [type(effect) for effect in opened] == [Open], "the clock was set right"
+    local = SessionBrain()
+    local.dates(expired=True, known=False)
+    local.certificate("me", "one", "root")
+    assert [type(effect) for effect in local.local_manager(ready=True, epoch=1)] == [Open]

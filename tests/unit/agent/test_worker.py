@@ -102,13 +102,20 @@ class Files:
         self.exits: dict[str, TaskExit] = {}
         self.directories: list[str] = []
         self.broken = ""
+        self.written: dict[str, list[str]] = {}
+        self.withdrawn: list[str] = []
 
     async def prepare(self, tasks: Sequence[Resolved]) -> dict[str, str]:
         self.prepared += [task.spec.task_id for task in tasks]
+        self.written |= {t.spec.task_id: [f.name for f in t.private.files] for t in tasks if t.private}
         return {task.spec.task_id: self.broken for task in tasks}
 
     async def remove(self, ids: Sequence[str]) -> dict[str, str]:
         self.removed.extend(ids)
+        return dict.fromkeys(ids, "")
+
+    async def withdraw(self, ids: Sequence[str]) -> dict[str, str]:
+        self.withdrawn.extend(ids)
         return dict.fromkeys(ids, "")
 
     async def leftovers(self) -> list[str]:
@@ -123,14 +130,16 @@ class World:
         self.plugin, self.journal, self.files = Plugin(), Journal(), Files()
         self.processes, self.reports = Processes(), ReportQueue()
         self.seq = 0
+        self.started: list[str] = []
         self.worker = Worker(
-            executor=Executor(state=state, config=NodeConfig(), node_id=lambda: "n", euid=1),
+            executor=Executor(state=state, config=NodeConfig(), node_id=lambda: "n", euid=1, memory=state / "memory"),
             plugin=self.plugin,  # type: ignore[arg-type]
             processes=self.processes,
             files=self.files,  # type: ignore[arg-type]
             journal=self.journal,  # type: ignore[arg-type]
             reports=self.reports,
             reported=lambda: None,
+            started=lambda task: self.started.append(task.id),
             clock=SystemClock(),
             log=logging.getLogger("test"),
         )
@@ -383,10 +392,10 @@ async def test_a_spec_that_cannot_be_written_rejects_the_task(tmp_path: Path) ->
 async def test_a_task_that_cannot_run_here_is_rejected_and_the_others_run(tmp_path: Path) -> None:
     async with working(tmp_path) as world:
         bad = task(task_id="bad")
-        bad.spec.container.secrets.add(secret_id="s")
+        bad.spec.container.hostname = "other"
         await world.assign(bad, task(task_id="good"))
         assert (world.state("bad"), world.status("bad").message) == (S.REJECTED, "resolving controller failed")
-        assert world.status("bad").err.startswith("secrets cannot be honoured")
+        assert world.status("bad").err.startswith("hostname cannot be honoured")
         assert world.plugin.adds == ["good"]
 
 
@@ -522,3 +531,73 @@ async def test_a_stop_that_was_not_taken_is_asked_for_again(tmp_path: Path, erro
         await world.settle()
         assert (world.state(), world.status().err) == (S.RUNNING, error)
         await world.until(lambda: world.plugin.stops == ["t", "t"])
+
+
+def with_secret(task_id: str = "t", desired: int = S.RUNNING) -> objects_pb2.Task:
+    made = task(desired, task_id)
+    made.spec.container.secrets.add(secret_id="s", secret_name="s").file.name = "pw"
+    return made
+
+
+def secret_message(*, complete: bool) -> Message:
+    message = Message(type=Message.COMPLETE if complete else Message.INCREMENTAL)
+    message.changes.add().assignment.secret.id = "s"
+    return message
+
+
+async def test_a_task_whose_secret_did_not_come_is_rejected(tmp_path: Path) -> None:
+    async with working(tmp_path) as world:
+        await world.assign(with_secret(), complete=True)
+        assert (world.state(), world.status().err) == (S.REJECTED, "secret s not found")
+
+
+async def test_a_task_gets_its_secret_from_the_same_change_set_and_loses_it_at_its_end(tmp_path: Path) -> None:
+    async with working(tmp_path) as world:
+        message = Message(type=Message.COMPLETE)
+        message.changes.add().assignment.task.CopyFrom(with_secret())
+        message.changes.add().assignment.secret.id = "s"
+        await world.worker.apply(message)
+        await world.settle()
+        assert world.files.written == {"t": ["secrets/pw"]}
+        await world.added()
+        await world.hear("running")
+        assert world.files.withdrawn == []
+        await world.hear("exited")
+        assert (world.state(), world.files.withdrawn) == (S.COMPLETE, ["t"])
+
+
+async def test_after_a_restart_a_task_waits_for_the_manager_to_send_its_secret_again(tmp_path: Path) -> None:
+    row = TaskRow("t", with_secret(), types_pb2.TaskStatus(state=S.PREPARING), version=1)
+    async with working(tmp_path) as world:
+        world.worker.load([row])
+        await world.settle()
+        assert (world.files.prepared, row.status.state) == ([], S.PREPARING)
+        message = secret_message(complete=True)
+        message.changes.add().assignment.task.CopyFrom(with_secret())
+        await world.worker.apply(message)
+        await world.settle()
+        assert world.files.written == {"t": ["secrets/pw"]}
+        assert world.plugin.adds == ["t"]
+
+
+async def test_statuses_have_the_times_of_what_happened_not_of_hearing_of_it(tmp_path: Path) -> None:
+    async with working(tmp_path) as world:
+        await world.assign(task())
+        await world.added()
+        started = world.status().timestamp.ToNanoseconds() + 1000
+        world.processes.offer(TaskProcess("t", "running", 7, 5, started_at=started), 1, 1)
+        world.worker.observed("t")
+        await world.settle()
+        assert world.status().timestamp.ToNanoseconds() == started
+        world.processes.offer(TaskProcess("t", "exited", 7, 5, started_at=started, exited_at=started + 7), 1, 2)
+        world.worker.observed("t")
+        await world.settle()
+        assert (world.state(), world.status().timestamp.ToNanoseconds()) == (S.COMPLETE, started + 7)
+
+
+async def test_those_who_follow_logs_are_told_of_each_task_that_has_started(tmp_path: Path) -> None:
+    async with working(tmp_path) as world:
+        await world.assign(task(S.READY))
+        assert world.started == []
+        await world.assign(task(S.RUNNING))
+        assert set(world.started) == {"t"}

@@ -31,6 +31,9 @@ class Context:
     def __init__(self, node_id: str = "") -> None:
         self.caller = Caller(node_id, ("swarm-worker",) if node_id else (), "", False, "192.0.2.9:999")
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
 
 def cluster(authority: Authority, *, signs: bool = True) -> objects_pb2.Cluster:
     made = objects_pb2.Cluster(id=authority.cluster_id, VXLANUDPPort=4790)
@@ -108,6 +111,18 @@ async def test_token_decides_the_role_whatever_is_asked(
         chain = found.certificate.certificate
         made = make_credentials(validate_chain(authority.root.pool, chain), chain, key, authority.root.certs)
         assert (made.node_id, made.role, made.cluster_id) == (answer.node_id, unit, authority.cluster_id)
+
+
+async def test_a_store_for_one_manager_admits_workers_only(store: Store, authority: Authority) -> None:
+    await put(store, cluster(authority))
+    async with signing(store, authority) as (server, _):
+        service = NodeCAService(store, server, authority.cluster_id, may_grow=False)
+        with pytest.raises(Status) as refusal:
+            await issue(service, new_request()[1], MANAGER_TOKEN)
+        assert refusal.value.code is Code.FAILED_PRECONDITION
+        assert "exactly one manager; join with the worker's token" in refusal.value.message
+        assert store.find(objects_pb2.Node) == []
+        assert (await issue(service, new_request()[1], WORKER_TOKEN)).node_id
 
 
 async def test_stopped_and_missing_cluster(store: Store, authority: Authority) -> None:

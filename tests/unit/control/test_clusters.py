@@ -80,20 +80,15 @@ WRONG: dict[str, tuple[Callable[[ClusterSpec], object], grpc.StatusCode, str]] =
         IA,
         "if a signing CA key is provided, the signing CA cert must also be provided",
     ),
-    "another certificate": (
+    "no certificate at all": (
         lambda spec: setattr(spec.ca_config, "signing_ca_cert", b"cert"),
-        UNIMPLEMENTED,
-        f"ca_config.signing_ca_cert (replacing the swarm's CA){NOT_YET}",
+        IA,
+        "no valid root CA certificates found",
     ),
-    "rotation": (
+    "rotation without a usable root": (
         lambda spec: setattr(spec.ca_config, "force_rotate", 1),
-        UNIMPLEMENTED,
-        f"ca_config.force_rotate (rotating the swarm's CA){NOT_YET}",
-    ),
-    "external CA": (
-        lambda spec: spec.ca_config.external_cas.add(url="https://ca.example"),
-        UNIMPLEMENTED,
-        f"ca_config.external_cas (external CAs){NOT_YET}",
+        grpc.StatusCode.INTERNAL,
+        "unable to generate a cross-signed certificate for root rotation",
     ),
     "log driver": (
         lambda spec: setattr(spec.task_defaults.log_driver, "name", "syslog"),

@@ -19,6 +19,7 @@ from procs.coordinator.effects import (
     SetManagerDataAside,
     StartManager,
     StopManager,
+    Tick,
 )
 from procs.coordinator.machine import Machine
 from procs.coordinator.states import Action, Happening, Replacement, Supervision, Wish
@@ -238,6 +239,77 @@ def test_an_old_ca_that_reports_no_observed_role_is_asked_after_16_seconds() -> 
     assert role.replace_fingerprint == "w1"
 
 
+def test_a_confirmation_that_comes_late_is_passed_on() -> None:
+    world = worker()
+    world.hear("node.changes", changes("manager", "worker"))
+    world.time_out()
+    asked = world.published("role")
+    world.hear("node.changes", changes("manager"))
+    confirmed = world.published("role")
+    assert isinstance(asked, topics.Role)
+    assert confirmed == replace(asked, confirmed=True)
+
+
+def test_another_wish_than_the_one_asked_for_waits_for_its_own_confirmation() -> None:
+    world = worker()
+    world.hear("node.changes", changes("manager"))
+    world.hear("certificate", MANAGER_CERT)
+    world.hear("node.changes", changes("worker"))
+    assert world.machine.replacement is Replacement.ASKING
+    # The worker's certificate comes, and the next promotion is heard before it.
+    world.hear("node.changes", changes("manager", "worker"))
+    world.hear("certificate", replace(WORKER_CERT, fingerprint="w2"))
+    assert world.published("role") == topics.Role("worker", soon=True)
+    world.hear("node.changes", changes("manager"))
+    role = world.published("role")
+    assert isinstance(role, topics.Role)
+    assert (role.replace_fingerprint, role.expected, role.confirmed) == ("w2", "manager", True)
+
+
+@pytest.mark.parametrize("waited", [False, True])
+def test_a_demotion_taken_back_after_the_removal_starts_the_manager_at_once(waited: bool) -> None:
+    world = manager_runs()
+    world.hear("node.changes", changes("worker", "manager"))
+    world.exits(ExitCode.REMOVED)
+    if waited:
+        world.now += 16
+        world.feed(Tick())
+    assert not world.pid
+    world.hear("node.changes", changes("manager"))
+    assert world.pid
+    assert world.published("role") == topics.Role("manager")
+    # Once: the next removal is another one.
+    world.exits(ExitCode.REMOVED)
+    assert not world.pid
+
+
+def test_a_demotion_taken_back_before_the_removal_is_heard_starts_the_manager_at_once_too() -> None:
+    world = manager_runs()
+    world.hear("node.changes", changes("worker", "manager"))
+    world.hear("node.changes", changes("manager"))
+    world.exits(ExitCode.REMOVED)
+    assert world.pid
+
+
+def test_a_manager_removed_without_a_demotion_is_not_started_by_old_news() -> None:
+    world = manager_runs()
+    world.hear("node.changes", changes("manager"))
+    world.exits(ExitCode.REMOVED)
+    world.hear("node.changes", changes("manager", rotate=True))
+    assert not world.pid
+
+
+def test_a_second_end_counts_though_nobody_heard_of_the_run_before_it() -> None:
+    world = ended(ExitCode.REMOVED)
+    world.operator_starts = lambda: None  # type: ignore[method-assign]
+    world.time_out()
+    world.time_out()
+    assert world.machine.supervision == "running"
+    world.process("EXITED", ExitCode.REMOVED)
+    assert world.machine.supervision is Supervision.REMOVED
+    assert world.machine.deadline() == world.now + 16
+
+
 def test_rotation_is_obeyed_once_and_not_for_a_certificate_replaced_since() -> None:
     world = worker()
     world.hear("node.changes", changes("worker", rotate=True, under="w1"))
@@ -321,7 +393,10 @@ def test_manager_data_is_set_aside_and_deleted_once_another_manager_is_heard() -
     local = topics.Agent("ready", "s", NODE, "local")
     assert DeleteErasedData() not in world.hear("agent", local)
     other = topics.Agent("ready", "s", "another", "192.0.2.1:2377")
-    assert DeleteErasedData() in world.hear("agent", other)
+    assert DeleteErasedData() not in world.hear("agent", other)
+    # A session of before the certificate proves nothing.
+    assert DeleteErasedData() not in world.hear("node.changes", changes("worker", under="m1"))
+    assert DeleteErasedData() in world.hear("node.changes", changes("worker", under="w1"))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,21 @@ def test_the_certificate_explains_itself(state: str, expected: str) -> None:
     world = World()
     world.hear("certificate", replace(WORKER_CERT, state=state, why="because of this"))
     assert words(world).state == expected
-    assert words(world).cause == "because of this"
+    assert words(world).cause.endswith("because of this")
+
+
+def test_a_join_that_does_not_work_yet_says_how_often_and_why() -> None:
+    world = World()
+    world.hear("certificate", topics.Certificate("joining", attempt=2, why="nobody answers", problem="unreachable"))
+    assert words(world).cause == "joining the swarm, attempt 3: nobody answers"
+
+
+def test_a_node_that_the_swarm_does_not_take_has_failed_until_it_is_taken() -> None:
+    world = ready_worker()
+    world.hear("agent", topics.Agent("refused", why="removed from the swarm"), pid=40)
+    assert (words(world).state, words(world).cause) == ("failed", "removed from the swarm")
+    world.hear("agent", AGENT_READY, pid=40)
+    assert words(world).state == "ready"
 
 
 def test_an_agent_that_left_says_so() -> None:

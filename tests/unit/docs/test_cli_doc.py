@@ -51,7 +51,7 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
 
 def test_every_command_has_a_part_and_every_part_a_command() -> None:
     documented = {heading.strip("`") for heading in sections() if heading.startswith("`swarmvisor")}
-    groups = {"swarmvisor debug", "swarmvisor node", "swarmvisor service", "swarmvisor task"}
+    groups = {"swarmvisor debug", "swarmvisor node", "swarmvisor service", "swarmvisor swarm", "swarmvisor task"}
     assert documented - groups == {path for path, _ in commands(swarmvisor, "swarmvisor")}
 
 
@@ -59,7 +59,9 @@ def test_every_command_has_a_part_and_every_part_a_command() -> None:
 def test_every_option_is_documented_and_every_documented_one_exists(path: str, command: click.Command) -> None:
     part = sections()[f"`{path}`" if path else "The command"]
     documented = {word for cell in first_cells(part) for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", cell)}
-    assert documented == {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    assert documented == {
+        o for p in command.params if isinstance(p, click.Option) for o in [*p.opts, *p.secondary_opts]
+    }
 
 
 def test_exit_codes_are_the_enums() -> None:

@@ -39,7 +39,7 @@ def test_every_command_that_is_shown_can_be_typed(guide: Path) -> None:
             assert sub is not None, line
             command = sub
         own = words[: words.index("--")] if "--" in words else words
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
+        known = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help", "-h"}
         assert {word for word in own if word.startswith("-")} <= known, line
 
 
@@ -58,4 +58,4 @@ def test_the_fields_of_node_toml_and_their_defaults() -> None:
     for name, default in rows:
         assert name in defaults
         if default.startswith("`"):
-            assert default.strip("`") == str(defaults[name]).replace("True", "true")
+            assert default.strip("`") == str(defaults[name]).replace("True", "true").replace("False", "false")

@@ -19,9 +19,13 @@ from procs.renewer.events import (
     Installed,
     InstallFailed,
     InstallRoot,
+    Join,
+    Joined,
+    JoinRefused,
     Loaded,
     ManagerSaid,
     Moment,
+    MustJoin,
     NodeChanged,
     Obtained,
     Prepare,
@@ -38,6 +42,9 @@ from procs.renewer.events import (
 )
 from procs.renewer.machine import (
     ANSWERS,
+    JOIN_CAP,
+    JOIN_PAUSE,
+    JOIN_TRIES,
     LONGEST_SLEEP,
     InvalidTransition,
     Phase,
@@ -45,6 +52,7 @@ from procs.renewer.machine import (
     backoff_bound,
     renewal_time,
 )
+from swarm.joining import Trouble
 
 START = 1_700_000_000
 DAYS = 90 * 86400
@@ -173,6 +181,21 @@ def test_role_that_changed_while_the_request_ran_decides(bench: Bench) -> None:
     assert bench.tell(Obtained("worker")) == [Install()]
 
 
+def test_role_change_taken_back_while_the_request_ran_installs_nothing(bench: Bench) -> None:
+    bench.tell(READY, replace(), RoleSaid(Role("worker")))
+    assert bench.tell(Obtained("manager")) == []
+    assert (bench.brain.phase, bench.said.attempt) == (Phase.RESTING, 0)
+    bench.tell(replace(), RoleSaid(Role("worker")))
+    assert bench.tell(Obtained("worker")) == [Install()]  # it is fresh, and changes nothing
+
+
+def test_confirmation_by_the_managers_ends_the_backoff(bench: Bench) -> None:
+    bench.tell(READY, replace(), Obtained("worker"))
+    assert bench.brain.phase is Phase.RETRYING
+    confirmed = RoleSaid(Role("worker", "manager", "one", "promotion", confirmed=True))
+    assert Request(local=True, why="promotion") in bench.tell(confirmed)
+
+
 def test_failures_wait_longer_and_say_why(bench: Bench) -> None:
     bench.tell(READY, replace())
     for failures in range(1, 6):
@@ -219,13 +242,23 @@ def test_nobody_to_ask_is_said_and_waits_without_counting(bench: Bench) -> None:
     assert bench.said.attempt == 0
 
 
-def test_expired_certificate_is_said_and_only_the_own_manager_is_asked() -> None:
+def test_a_key_that_lay_on_the_disk_unlocked_is_replaced_once(bench: Bench) -> None:
+    said = ManagerSaid(ready=True, epoch=1, replace="one")
+    (asked,) = [e for e in bench.tell(said) if isinstance(e, Request)]
+    assert (asked.local, asked.why) == (True, "its key lay on the disk unlocked")
+    bench.tell(Obtained("worker"), Installed(NEXT))
+    assert not [e for e in bench.tell(said) if isinstance(e, Request)], "the state is told again, and obeyed once"
+
+
+def test_expired_certificate_is_said_and_whoever_is_there_is_asked() -> None:
     bench = Bench()
     bench.wall = START + DAYS + 1
-    bench.tell(RemotesSaid((PEER,)), Loaded(HELD))
-    assert bench.said.state == "expired"
-    assert "others refuse an expired certificate" in bench.said.why
-    assert kinds(bench.tell(READY)) == [Request, Publish]
+    bench.tell(Loaded(HELD))
+    assert (bench.said.state, bench.brain.phase) == ("expired", Phase.WAITING)
+    assert "no other manager is known" in bench.said.why
+    (asked,) = [e for e in bench.tell(RemotesSaid((PEER,))) if isinstance(e, Request)]
+    assert not asked.local, "others take the proof of an expired node"
+    assert kinds(bench.tell(RequestFailed("they do not"), READY)) == [Request, Publish]
     bench.tell(Obtained("worker"), Installed(Held("me", "swarm", "worker", START, START + 9 * DAYS, "two", "root1")))
     assert bench.said.state == "valid"
 
@@ -288,9 +321,59 @@ def test_imports_begin_when_a_replacement_may_come(bench: Bench) -> None:
     assert bench.tell(RoleSaid(Role("worker", soon=True))) == []
 
 
+def test_a_node_without_a_certificate_joins() -> None:
+    bench = Bench()
+    assert bench.tell(MustJoin()) == [Publish(Certificate("joining")), Join()]
+    assert bench.tell(READY, RemotesSaid((PEER,)), replace(), Due()) == []  # one try at a time
+    assert kinds(bench.tell(Joined(HELD)))[-1] is Publish
+    assert (bench.said.state, bench.said.fingerprint, bench.said.attempt) == ("valid", "one", 0)
+
+
+def test_tries_to_join_are_two_seconds_apart_then_longer_and_each_says_why() -> None:
+    bench = Bench()
+    bench.tell(MustJoin())
+    for failures in range(1, 12):
+        (said,) = bench.tell(JoinRefused("nobody there", Trouble.UNREACHABLE))
+        assert isinstance(said, Publish)
+        shown = said.certificate
+        assert (shown.state, shown.attempt, shown.why) == ("joining", failures, "nobody there")
+        assert shown.problem == "unreachable"
+        assert shown.next_try_at == int(bench.wall + bench.wake)
+        if failures < JOIN_TRIES:
+            assert bench.wake == JOIN_PAUSE
+            assert bench.tell(Due(), after=JOIN_PAUSE - 0.5) == []
+            assert bench.wake == 0.5
+        else:
+            assert 0 <= bench.wake <= JOIN_CAP
+        assert bench.tell(Due(), after=JOIN_CAP) == [Join()]
+    bench.tell(Joined(HELD))
+    assert bench.said.attempt == 0
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [JoinRefused("no", trouble) for trouble in Trouble if trouble.hopeless] + [JoinRefused("no", hopeless=True)],
+)
+def test_what_only_the_operator_can_change_ends_the_tries(refused: JoinRefused) -> None:
+    bench = Bench()
+    bench.tell(MustJoin())
+    assert bench.tell(refused) == [Publish(Certificate("failed", attempt=1, why="no", problem=refused.trouble))]
+    assert bench.tell(Due(), after=4000) == []
+    assert bench.brain.phase is Phase.STUCK
+
+
+def test_a_clock_that_is_wrong_is_looked_at_again() -> None:
+    bench = Bench()
+    bench.tell(MustJoin(), JoinRefused("not valid yet", Trouble.CLOCK))
+    assert bench.tell(Due(), after=JOIN_CAP) == [Join()]
+
+
 ANSWER_SAMPLES: list[Event] = [
     Loaded(HELD),
     Unusable("failed", ""),
+    MustJoin(),
+    Joined(HELD),
+    JoinRefused(""),
     Obtained("worker"),
     RequestFailed(""),
     Installed(NEXT),
@@ -315,7 +398,8 @@ FACTS = st.sampled_from(
     ]
 )  # fmt: skip
 REPLIES: dict[Phase, list[Event]] = {
-    Phase.LOADING: [Loaded(HELD), Loaded(HELD, bootstrap_key=True)],
+    Phase.LOADING: [Loaded(HELD), Loaded(HELD, bootstrap_key=True), MustJoin()],
+    Phase.JOINING: [Joined(HELD), JoinRefused("x"), JoinRefused("x", Trouble.UNREACHABLE)],
     Phase.REQUESTING: [Obtained("worker"), Obtained("manager"), RequestFailed("x")],
     Phase.INSTALLING: [Installed(NEXT), InstallFailed("x")],
     Phase.ROOTING: [RootInstalled(HELD), RootRefused("root2", "x")],
@@ -333,7 +417,7 @@ def test_any_interleaving_asks_one_thing_at_a_time_and_never_sleeps_for_ever(dat
             assert asked is not None
             asked = None
         for effect in bench.tell(event, after=data.draw(st.sampled_from([0.0, 1.0, 4000.0, DAYS / 3]))):
-            if isinstance(effect, Request | Install | InstallRoot):
+            if isinstance(effect, Join | Request | Install | InstallRoot):
                 assert asked is None
                 asked = type(effect)
         assert (asked is not None) == (bench.brain.phase in REPLIES)

@@ -14,7 +14,7 @@ from swarm.errors import BadInput, CorruptFile, SwarmvisorError
 from swarm.nodeconfig import NodeConfig, save_node_config
 from swarm.paths import Paths
 from swarm.pki.credentials import load_credentials
-from swarm.pki.keyfile import KeyFile
+from swarm.pki.keyfile import Kek, KeyFile
 from swarm.pki.rootca import RootCA
 from swarm.remotes import Peer, save_peers
 
@@ -57,7 +57,10 @@ NOTHING = {"root": False, "key": False, "certificate": False}
         (Inventory(**{**NOTHING, "root": True}, bootstrap_key=True), Choice.BOOTSTRAP, ""),
         (Inventory(**{**WHOLE, "root": False}, bootstrap_key=True), Choice.BOOTSTRAP, ""),
         (Inventory(**NOTHING, operator_key=True), Choice.REFUSE, "swarm-root-ca.key is there without"),
-        (Inventory(**NOTHING, join_addr="h:1"), Choice.REFUSE, "node.toml says to join h:1"),
+        (Inventory(**NOTHING, join_addr="h:1"), Choice.JOIN, ""),
+        (Inventory(**{**NOTHING, "root": True}, join_addr="h:1"), Choice.JOIN, ""),
+        (Inventory(**NOTHING, join_addr="h:1", peers=True), Choice.REFUSE, "belongs to a swarm (state.json)"),
+        (Inventory(**NOTHING, join_addr="h:1", store=True), Choice.REFUSE, "has a store"),
         (Inventory(**{**WHOLE, "key": False}, store=True), Choice.REFUSE, "lacks swarm-node.key;"),
         (Inventory(**NOTHING, store=True), Choice.REFUSE, "swarm-root-ca.crt, swarm-node.key, swarm-node.crt;"),
         (Inventory(**NOTHING, peers=True), Choice.REFUSE, "belongs to a swarm (state.json)"),
@@ -133,11 +136,31 @@ def test_node_that_knows_managers_never_becomes_another_swarm(paths: Paths) -> N
     assert files.begin(paths, CLOCK)[0].role == "manager"
 
 
-def test_node_that_shall_join_says_that_it_cannot(paths: Paths) -> None:
+def test_node_that_shall_join_makes_no_swarm_of_its_own(paths: Paths) -> None:
     save_node_config(paths.node_toml, NodeConfig(join_addr="192.0.2.1:2377"))
-    with pytest.raises(BadInput, match=r"says to join 192\.0\.2\.1:2377, which this release cannot do"):
+    with pytest.raises(files.NotJoined, match=r"has to join the swarm at 192\.0\.2\.1:2377"):
         files.begin(paths, CLOCK)
-    assert not paths.certificates.exists()
+    assert not content(paths).keys() - {"node.toml"}
+
+
+def test_what_a_join_needed_goes_once_there_is_a_certificate(founded: Paths) -> None:
+    founded.joining.write_text("a join that was killed after it had written the pair")
+    founded.join_token.write_text("SWMTKN")
+    files.begin(founded, CLOCK)
+    assert not founded.joining.exists()
+    assert not founded.join_token.exists()
+
+
+@pytest.mark.parametrize("kek", [Kek(), Kek(b"k" * 32, 7)])
+def test_first_certificate_is_written_under_the_managers_unlock_key(founded: Paths, kek: Kek) -> None:
+    held = load_credentials(founded)
+    for path in (founded.node_key, founded.node_cert):
+        path.unlink()
+    founded.join_token.write_text("SWMTKN")
+    assert files.install_first(founded, held, kek) == held
+    _, version, encrypted = KeyFile.of(founded).read_headers()
+    assert (version, encrypted) == (kek.version, bool(kek.key))
+    assert not founded.join_token.exists()
 
 
 def test_certificates_win_over_an_address_to_join(founded: Paths) -> None:

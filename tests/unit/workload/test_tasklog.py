@@ -129,3 +129,25 @@ def test_following_ends_when_asked_to(tmp_path: Path) -> None:
 def test_following_an_unknown_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         next(follow_task_log(tmp_path / "nothing"))
+
+
+def test_what_is_written_while_the_reader_looks_for_holes_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stdout"
+    path.write_bytes(b"first\n")
+    log = LogFile(path)
+    assert data_of(log.read()) == [b"first"]
+    seek = os.lseek
+
+    def slow_seek(descriptor: int, position: int, how: int) -> int:
+        try:
+            return seek(descriptor, position, how)
+        finally:
+            with path.open("ab") as out:
+                out.write(b"second\n")
+            monkeypatch.undo()
+
+    monkeypatch.setattr(os, "lseek", slow_seek)
+    assert data_of(log.read()) + data_of(log.read()) == [b"second"]
+    log.close()
