@@ -24,7 +24,9 @@ from swarm.process import make_directories
 
 @click.command("init")
 @node_options
-@click.option("--autolock", is_flag=True, help="Lock the managers' keys: a restart needs `unlock`. Prints the key.")
+@click.option(
+    "--autolock", is_flag=True, help="Lock the managers' keys: after a reboot they need `unlock`. Prints the key."
+)
 @click.option("--fips", is_flag=True, help="Keep to FIPS; the swarm admits FIPS nodes only.")
 @click.option("--no-start", is_flag=True, help="Create the node only; start it with `up`.")
 @click.option(

@@ -143,7 +143,7 @@ async def test_what_the_command_says_where_there_can_be_only_one_manager(short_d
             code, _, said = await swarmvisor(node, "node", *verb, worker.node_id)
             assert code == 6, said
             assert "keeps its state in a SQLite file, which has exactly one manager" in said
-            assert "several managers need the etcd store" in said
+            assert "a store for several managers is not in this release" in said
         code, _, said = await swarmvisor(node, "node", "demote", "self")
         assert code == 6, said
         assert f"attempting to demote the last manager of the swarm: {node.own.node_id} is 1 of 1" in said

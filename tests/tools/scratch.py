@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from procs.workload.cgroup import parse_mounts, subtree_name
+from swarm.paths import Paths
+from swarm.unlock import forget_unlock_keys
 
 
 @contextmanager
@@ -17,10 +19,18 @@ def scratch() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
     try:
         yield path
-        left = cgroups_of([path, *(entry for entry in path.iterdir() if entry.is_dir())])
+        left = cgroups_of(states_in(path))
         assert not left, f"cgroups left behind: {left}"
     finally:
+        for state in states_in(path):
+            # as a reboot would: a locked node's key lies in memory, outside of its directories
+            forget_unlock_keys(Paths(state=state, runtime=state))
         shutil.rmtree(path, ignore_errors=True)
+
+
+def states_in(path: Path) -> list[Path]:
+    """The directories that may be a node's state directory."""
+    return [path, *(entry for entry in path.iterdir() if entry.is_dir())]
 
 
 def cgroups_of(states: list[Path]) -> list[Path]:

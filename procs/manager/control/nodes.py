@@ -75,7 +75,7 @@ class NodeMethods(Ports):
         if stored.spec.desired_role == WORKER and wanted.desired_role == MANAGER and not self._may_grow:
             raise failed_precondition(
                 f"node {stored.id} cannot be promoted: this swarm keeps its state in a SQLite file, which has exactly "
-                "one manager. Leave the node a worker; several managers need the etcd store"
+                "one manager. Leave the node a worker; a store for several managers is not in this release"
             )
 
     def _check_demotion(self, tx: Tx, stored: Node) -> None:
