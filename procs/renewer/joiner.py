@@ -22,6 +22,7 @@ from swarm.api import ca_pb2, ca_pb2_grpc, specs_pb2
 from swarm.clock import Clock
 from swarm.errors import BadInput, CorruptFile
 from swarm.files import write_atomic
+from swarm.identity import FIPS_PREFIX
 from swarm.joining import JoinFailed, Joining, Trouble, load_joining, save_joining
 from swarm.paths import Paths
 from swarm.pki import privatekey
@@ -37,8 +38,6 @@ from swarm.probe import Problem, probe
 ISSUE_TIMEOUT = 60.0
 """Seconds that the swarm gets to sign, in one try."""
 UNLOCK_TRIES = 5
-FIPS_PREFIX = "FIPS."
-"""How the id of a swarm begins that takes FIPS nodes only."""
 
 _TROUBLE = {
     Problem.UNREACHABLE: Trouble.UNREACHABLE,
