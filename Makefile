@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWARMVISOR := $(BIN)/swarmvisor
-PYTEST_FLAGS ?=
+# Tests of real processes mostly wait: two at a time take little more than half as long.
+PYTEST_FLAGS ?= --numprocesses 2 --no-loadscope-reorder
 
 # For `make up`: options of `swarmvisor up`, such as --listen-addr 127.0.0.1:2377
 UP_FLAGS ?=

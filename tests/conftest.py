@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.tools.scratch import scratch
 
@@ -36,6 +38,27 @@ def pytest_configure() -> None:
     os.environ[name] = value
     # grpc.aio opens its poller's sockets once per process; not a leak of the first test that uses it.
     grpc.aio.init_grpc_aio()
+
+
+class ByPlace(LoadScopeScheduling):
+    """Which tests run in one process, one after another: a module's, for it may share a node; all with a dockerd."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "tests/interop" if module.startswith("tests/interop/") else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPlace:
+    return ByPlace(config, log)
+
+
+PLACES = ("interop", "faults", "e2e", "integration", "unit")
+"""In the order in which they start: what takes long and mostly waits first, so that the short ones fill the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: PLACES.index(item.nodeid.split("/")[1]))
 
 
 def marked_processes(*, shared: bool = False) -> dict[int, str]:

@@ -132,7 +132,6 @@ async def test_an_async_callback_is_refused(store: Store) -> None:
         (lambda tx: tx.delete(objects.Service, "s9"), NotExist, "object does not exist"),
         (lambda tx: tx.find(objects.Service, by.node("x")), InvalidFind, "invalid find argument type"),
     ],
-    ids=str,
 )
 async def test_refusals_have_swarmkits_texts_and_leave_no_trace(
     store: Store, write: Callable[[Tx], None], error: type[StoreError], text: str
@@ -172,6 +171,15 @@ async def test_task_and_node_names_are_not_unique(store: Store) -> None:
         node.description.hostname = "same"
     await store.update(creates(*nodes))
     assert [node.id for node in store.find(objects.Node, by.name("SAME"))] == ["a", "b"]
+
+
+async def test_a_joining_node_is_found_by_its_request_until_it_has_come(store: Store) -> None:
+    joining, come, other = (objects.Node(id=id_) for id_ in "abc")
+    joining.certificate.csr = come.certificate.csr = b"request"
+    other.certificate.csr = b"another"
+    come.description.hostname = "host"
+    await store.update(creates(joining, come, other))
+    assert [node.id for node in store.find(objects.Node, by.joining(b"request"))] == ["a"]
 
 
 async def test_extensions_and_resources(store: Store) -> None:

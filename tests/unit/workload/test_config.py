@@ -45,7 +45,7 @@ def test_a_good_spec_passes_unchanged() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("task_id", new_id()),
+        ("task_id", "another0task0than0the0one"),
         ("argv", []),
         ("argv", [""]),
         ("argv", "ls"),
