@@ -103,7 +103,8 @@ class Bus:
 
     def filenos(self) -> list[int]:
         """Descriptors to wait on for reading, edge-triggered."""
-        return [part.fileno() for part in (self._publisher, self._subscriber) if part is not None]
+        speaking = [] if self._publisher is None else [self._publisher.fileno()]
+        return speaking + ([] if self._subscriber is None else self._subscriber.filenos())
 
     def next_timer(self) -> float:
         """Monotonic time at which `service` wants to be called, at the latest."""
@@ -130,7 +131,8 @@ class Bus:
         return list(fresh.values())
 
     def poll(self, timeout: float | None, fds: Sequence[int] = ()) -> list[Value]:
-        """Wait at most `timeout` seconds (None: for ever) for new values, or until one of `fds` is readable.
+        """Wait at most `timeout` seconds (None: for ever) for new values, until an owner became `complete`, or until
+        one of `fds` is readable.
 
         Signals do not end the wait (PEP 475): pass the descriptor of `signal.set_wakeup_fd`.
         """
@@ -140,10 +142,11 @@ class Bus:
             poller = zmq.Poller()
             for fd in (*fds, *self.filenos()):
                 poller.register(fd, zmq.POLLIN)
+        completions = self._completions()
         while True:
             fresh = self.service()
             now = time.monotonic()
-            if fresh or (deadline is not None and now >= deadline):
+            if fresh or (deadline is not None and now >= deadline) or self._completions() != completions:
                 return fresh
             until = self.next_timer() if deadline is None else min(deadline, self.next_timer())
             ready = poller.poll(max(0, math.ceil((until - now) * 1000)))
@@ -157,6 +160,9 @@ class Bus:
                 part.close()
         self._publisher = self._subscriber = None
         self._context.term()
+
+    def _completions(self) -> int:
+        return 0 if self._subscriber is None else self._subscriber.completions
 
     def _own_publisher(self) -> Publisher:
         if self._publisher is None:

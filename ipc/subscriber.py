@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from ipc.arrivals import Arrivals
 from ipc.envelope import MAX_FRAME, Alive, Value, decode, topic_frame
 from ipc.errors import BadFrame, Reason, Refused
 from ipc.publisher import PERIOD, incoming
@@ -166,6 +167,8 @@ class Subscriber:
         self.interest = Interest.parse(patterns)
         self.counters = {"received": 0, "values": 0, "alive": 0, "refetched": 0, "gone": 0, "restarts": 0}
         self.counters.update({f"dropped_{reason}": 0 for reason in Reason})
+        self.completions = 0
+        """How often an owner became complete by a digest alone, which brings no value that would tell."""
         self._held = Held(self.interest)
         now = time.monotonic()
         self._serviced_at = now
@@ -179,8 +182,10 @@ class Subscriber:
         self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
         for prefix in (*self.interest.subscriptions(), topic_frame(ALIVE)):
             self._socket.subscribe(prefix)
-        for owner in self._heard:
-            self._socket.connect(f"ipc://{directory / owner}.sock")
+        self._endpoints = {f"{owner}.sock": f"ipc://{directory / owner}.sock" for owner in self._heard}
+        self._arrivals = _watch(directory)
+        for endpoint in self._endpoints.values():
+            self._socket.connect(endpoint)
 
     @property
     def values(self) -> dict[str, Value]:
@@ -198,9 +203,9 @@ class Subscriber:
         """Whether everything that `owner` has was received (a new reader holds all last values)."""
         return self._held.complete(owner)
 
-    def fileno(self) -> int:
-        """Edge-triggered, see Publisher.fileno."""
-        return self._socket.fileno()
+    def filenos(self) -> list[int]:
+        """The socket's is edge-triggered, see Publisher.fileno."""
+        return [self._socket.fileno(), *([self._arrivals.fileno()] if self._arrivals is not None else [])]
 
     def next_timer(self) -> float:
         """Monotonic time at which `silent` is to be looked at again."""
@@ -209,6 +214,7 @@ class Subscriber:
     def service(self, fresh: dict[str, Value]) -> bool:
         """Read what is waiting, at most DRAIN_LIMIT messages, and put the newest new value of each topic into `fresh`;
         False: nothing was waiting."""
+        self._meet()
         waiting = incoming(self._socket)
         digested: set[str] = set()
         for _ in range(DRAIN_LIMIT if waiting else 0):
@@ -222,7 +228,18 @@ class Subscriber:
         return waiting
 
     def close(self) -> None:
+        if self._arrivals is not None:
+            self._arrivals.close()
         self._socket.close(linger=0)
+
+    def _meet(self) -> None:
+        """Connect now to the publishers that have just come, instead of at libzmq's next try."""
+        for name in self._arrivals.take() if self._arrivals is not None else ():
+            endpoint = self._endpoints.get(name)
+            if endpoint is not None:
+                # libzmq may have been quicker: then all last values come once more, and are dropped as known.
+                self._socket.disconnect(endpoint)
+                self._socket.connect(endpoint)
 
     def _take(self, frames: Sequence[bytes], fresh: dict[str, Value], digested: set[str]) -> None:
         self.counters["received"] += 1
@@ -244,7 +261,9 @@ class Subscriber:
         self.counters["restarts"] = self._held.restarts
 
     def _digest(self, alive: Alive, fresh: dict[str, Value]) -> None:
+        before = self._held.complete(alive.proc)
         digest = self._held.digest(alive)
+        self.completions += not before and self._held.complete(alive.proc)
         if digest.stale:
             self._drop(Reason.STALE, f"{ALIVE} of {alive.proc} epoch {alive.epoch}")
             return
@@ -280,3 +299,11 @@ class Subscriber:
         elif count & (count - 1) == 0:
             # The 1st, 2nd, 4th, 8th … of a kind: a flood of bad frames must not become a flood of log lines.
             _log.warning("dropped a message of the bus (%s, %d so far): %s", reason, count, text)
+
+
+def _watch(directory: Path) -> Arrivals | None:
+    try:
+        return Arrivals(directory)
+    except OSError as error:
+        _log.debug("late publishers are found by trying: %s", error)
+        return None

@@ -65,6 +65,55 @@ def test_a_reader_that_started_first_gets_all_last_values(bus_directory: Path) -
             until(lambda: reader.complete("coordinator"), writer, reader)
 
 
+@pytest.mark.timeout(20)  # a reader that hangs hangs for ever
+def test_a_reader_that_waits_until_it_has_all_does_not_sleep_through_a_digest_that_comes_alone(
+    bus_directory: Path,
+) -> None:
+    # `swarmvisor join` held all values of supervisord, and waited a second for the next one before it looked.
+    bus_directory.mkdir(mode=0o700)
+    outbox = publisher.Outbox("supervisor", 1)
+    value = outbox.put("process.a", Process("a", "RUNNING"), "", 0)
+    assert value is not None
+    with zmq.Context() as context, context.socket(zmq.PUB) as raw:
+        raw.bind(f"ipc://{bus_directory / 'supervisor.sock'}")
+        with Bus(bus_directory, None, ["process.*"]) as reader:
+            while not reader.values():
+                raw.send_multipart(value)
+                reader.poll(0.01)
+            assert not reader.complete("supervisor")
+            raw.send_multipart(outbox.alive(0))
+            assert reader.poll(None) == []
+            assert reader.complete("supervisor")
+
+
+def test_a_reader_does_not_wait_for_its_next_try_when_a_publisher_comes(
+    bus_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RECONNECT_MS", "RECONNECT_MAX_MS"):
+        monkeypatch.setattr(subscriber, name, 600_000)
+    bus_directory.mkdir(mode=0o700)
+    with Bus(bus_directory, None, ["node"]) as reader:
+        assert reader.poll(0.05) == []
+        for life in ("first", "second"):
+            with Bus(bus_directory, "coordinator") as writer:
+                writer.publish("node", Node(life))
+                until(lambda life=life: (v := reader.last("node")) and v.body.state == life, writer, reader)
+
+
+def test_a_reader_finds_a_late_publisher_where_the_kernel_does_not_tell(
+    bus_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(subscriber, "Arrivals", none_left)
+    with Bus(bus_directory, None, ["node"]) as reader:
+        assert reader.poll(0.05) == []
+        with Bus(bus_directory, "coordinator") as writer:
+            writer.publish("node", Node("ready"))
+            until(lambda: reader.last("node"), writer, reader)
+
+
 def test_each_of_several_readers_is_served_however_late(bus_directory: Path) -> None:
     with Bus(bus_directory, "coordinator") as writer:
         writer.publish("node", Node("ready"))
