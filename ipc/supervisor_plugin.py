@@ -4,9 +4,10 @@
     supervisor.rpcinterface_factory = ipc.supervisor_plugin:make_node_interface
     bus = <runtime>/bus
 
-Owns `<bus>/supervisor.sock` and the topics `process.<name>`. Reads nothing. It changes three things in supervisord's
-ways: the back-off is capped at 4 s and never ends in FATAL; an intended exit code (`exitcodes=`) counts as such however
-early it comes; and the loop no longer sleeps up to a second before it spawns or reaps.
+Owns `<bus>/supervisor.sock` and the topics `process.<name>`. Reads nothing. It changes four things in supervisord's
+ways: the back-off begins with a try at once, is capped at 4 s and never ends in FATAL; an intended exit code
+(`exitcodes=`) counts as such however early it comes; a child can be stopped from its first moment on; and the loop no
+longer sleeps up to a second before it spawns or reaps.
 
 Four rules for ZeroMQ in a supervisord, all kept by `SupervisorBus`: the context is made on SupervisorRunningEvent (the
 factory runs before daemonize's fork); `options.cleanup` is wrapped, so that everything is closed before a reload closes
@@ -49,6 +50,10 @@ BACKOFF_CAP = 4
 """Seconds; supervisor's own back-off grows by one second a failure without bound."""
 
 _PIDFUL = (*RUNNING_STATES, ProcessStates.STOPPING)
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2)
+"""What supervisord handles: blocked around the fork, since its handler would swallow in the child, until that is
+executed, what is meant to stop it; supervisord would wait for `stopwaitsecs` in vain."""
 
 
 def guarded(supervisord: Any, call: Callable[..., Any]) -> Callable[..., None]:
@@ -258,6 +263,7 @@ class ProcessReporter:
         group = self._supervisord.process_groups[group_name]
         for process in group.processes.values():
             process.spawn = functools.partial(self._spawn, process, process.spawn)
+            process._spawn_as_child = functools.partial(_as_child, process._spawn_as_child)  # noqa: SLF001
             process.finish = functools.partial(self._finish, process, process.finish)
             self._groups.setdefault(group_name, []).append(_name(process))
             self._publish(process)
@@ -276,7 +282,11 @@ class ProcessReporter:
 
     def _spawn(self, process: Any, original: Callable[[], Any]) -> Any:
         # STARTING is announced before the fork: say the pid as soon as there is one. The child never gets here.
-        result = original()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        try:
+            result = original()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         guarded(self._supervisord, self._publish)(process)
         return result
 
@@ -301,10 +311,12 @@ class ProcessReporter:
     def _changed(self, event: Any) -> None:
         process = event.process
         if process.get_state() == ProcessStates.BACKOFF and process.config.startretries > 0:
-            # Its counter is also its delay; above startretries it would turn FATAL. A program with startretries=0
-            # says itself that it is to be tried once.
-            process.backoff = min(process.backoff, process.config.startretries, BACKOFF_CAP)
-            process.delay = time.time() + process.backoff
+            # Supervisor makes its counter the delay; above startretries it would turn FATAL. A program with
+            # startretries=0 says itself that it is to be tried once.
+            retries = process.config.startretries
+            process.backoff = min(process.backoff, retries, BACKOFF_CAP + 1)
+            # To be killed once within startsecs is no failure to start. (With startretries=1 each is the first.)
+            process.delay = time.time() + (process.backoff - 1 if retries > 1 else 1)
         self._publish(process, event.expected)
 
     def _publish(self, process: Any, expected: bool = True) -> None:
@@ -358,6 +370,14 @@ def make_node_interface(supervisord: Any, **config: str) -> NodeInterface:
     if unknown or not config.get("bus"):
         raise ValueError(f"[rpcinterface:swarmvisor] needs bus=<directory> and takes nothing else, got {config!r}")
     return NodeInterface(supervisord, Path(config["bus"]))
+
+
+def _as_child(original: Callable[[str, list[str]], None], filename: str, argv: list[str]) -> None:
+    """The child's part of a spawn: what was sent since the fork takes effect now. Never returns."""
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    original(filename, argv)
 
 
 def _name(process: Any) -> str:

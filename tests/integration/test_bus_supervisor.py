@@ -187,6 +187,19 @@ def test_the_signal_that_killed_a_program_is_said_and_it_is_back_at_once(start: 
     assert (again.exit_code, again.signal, again.expected) == (-1, signal.SIGKILL, False)
 
 
+def test_a_program_that_is_stopped_before_it_was_even_executed_need_not_be_killed(
+    start: Callable[..., Supervisord],
+) -> None:
+    supervisord = start(program("sleeper", "/bin/sleep 600", startsecs=0, autostart="false", stopwaitsecs=2))
+    supervisord.until_body("sleeper", lambda body: body.state == "STOPPED")
+    for _ in range(8):
+        supervisord.seen.clear()
+        supervisord.rpc("supervisor.startProcess", "sleeper", False)
+        supervisord.rpc("supervisor.stopProcess", "sleeper", True)
+        stopped = supervisord.until_body("sleeper", lambda body: body.state == "STOPPED" and body.signal != 0)
+        assert stopped.signal == signal.SIGTERM
+
+
 def test_a_program_that_dies_soon_respawns_without_the_loops_second(start: Callable[..., Supervisord]) -> None:
     supervisord = start(program("flash", "/bin/sleep 0.1", startsecs=0, autorestart="true"))
 
