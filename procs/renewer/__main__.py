@@ -17,7 +17,7 @@ import hashlib
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from ipc import topics
@@ -25,10 +25,10 @@ from ipc.aio import AsyncBus, Value
 from procs.renewer import events
 from procs.renewer.machine import Renewer
 from swarm import logs
-from swarm.clock import Clock, SystemClock
+from swarm.clock import Clock, ClockWatch, SystemClock
 from swarm.errors import CorruptFile, Locked, SwarmvisorError
 from swarm.exits import ExitCode
-from swarm.joining import JoinFailed, Trouble
+from swarm.joining import JoinFailed, NoCertificate, Trouble
 from swarm.metrics import Metrics, MetricsServer, Sample
 from swarm.nodeconfig import load_node_config
 from swarm.process import Context
@@ -101,8 +101,18 @@ class Shell:
                 self._timer = asyncio.get_running_loop().call_later(later, self._tell, events.Due())
 
     def look_again(self) -> None:
-        """The operator has done something about what we were stuck at (`swarmvisor unlock`)."""
+        """The operator has done something about what we were stuck at (`swarmvisor unlock`), or the date is another."""
         self._tell(events.LookAgain())
+
+    def watch_clock(self, watch: ClockWatch) -> None:
+        """Look again whenever the wall clock was set: the certificate may be due, over, or valid at last."""
+
+        def readable() -> None:
+            if watch.was_set():
+                self._log.debug("the clock was set; looking at the certificate's dates again")
+                self.look_again()
+
+        asyncio.get_running_loop().add_reader(watch.fileno(), readable)
 
     # -- work that answers the brain ---------------------------------------------------------------
 
@@ -161,7 +171,8 @@ class Shell:
         except SwarmvisorError as error:
             self._requests.labels("failed").inc()
             self._log.warning("%s", error.describe())
-            self._tell(events.RequestFailed(error.describe()), cause)
+            trouble = error.trouble if isinstance(error, NoCertificate) else Trouble.OTHER
+            self._tell(events.RequestFailed(error.describe(), trouble), cause)
         else:
             self._requests.labels("issued").inc()
             self._tell(events.Obtained(self._issued[0].role), cause)
@@ -274,6 +285,10 @@ async def body(context: Context, stop: asyncio.Event) -> ExitCode:
         async with AsyncBus(context.paths.bus, topics.RENEWER, HEARD) as bus:
             shell = Shell(context, bus, metrics, SystemClock())
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, shell.look_again)
+            try:
+                shell.watch_clock(cleanup.enter_context(closing(ClockWatch())))
+            except OSError as error:
+                context.log.warning("the kernel does not tell when the clock is set; looking once an hour: %s", error)
             work = asyncio.create_task(shell.run(), name="shell")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
