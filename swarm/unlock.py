@@ -14,38 +14,35 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swarm.errors import CorruptFile, Refused
 from swarm.files import remove_durably, write_atomic
 from swarm.paths import Paths
-from swarm.pki.keyfile import Kek
-from swarm.tmpfs import SHARED_MEMORY, is_in_memory
+from swarm.tmpfs import SHARED_MEMORY, find_memory, release
+
+if TYPE_CHECKING:
+    from swarm.pki.keyfile import Kek
 
 _NAME = "unlock.json"
 
 
 def secrets_directory(paths: Paths, *, create: bool = False) -> Path:
-    """A directory in memory that is this node's alone. Raises Refused if there is none, or somebody else made it."""
+    """A directory in memory that is this node's alone; with `create` it is made, for root together with a mount where
+    there is no memory. Raises Refused if there is none, or somebody else made it."""
     digest = hashlib.sha256(os.fsencode(paths.state)).hexdigest()[:12]
     own = f"swarmvisor-secrets-{os.geteuid()}-{digest}"
     session = os.environ.get("XDG_RUNTIME_DIR")
     places = [paths.runtime, *([Path(session)] if session else []), SHARED_MEMORY]
-    for place in places:
-        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK) and is_in_memory(place)):
-            continue
-        found = place / own
-        if create:
-            found.mkdir(mode=0o700, exist_ok=True)
-        if found.exists():
-            status = found.lstat()
-            if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not found.is_dir() or found.is_symlink():
-                raise Refused(f"{found} is not this node's own (owner or mode)", remedy="remove it")
-        return found
-    raise Refused(
-        f"there is no file system in memory for the unlock key (looked at {', '.join(map(str, places))})",
-        remedy=f"mount a tmpfs on {SHARED_MEMORY}, or turn autolock off",
-    )
+    place = find_memory(places, paths.secrets_mount, "the unlock key", mode=0o700 if create else None)
+    found = place / own
+    if create:
+        found.mkdir(mode=0o700, exist_ok=True)
+    if found.exists():
+        status = found.lstat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not found.is_dir() or found.is_symlink():
+            raise Refused(f"{found} is not this node's own (owner or mode)", remedy="remove it")
+    return found
 
 
 def read_unlock_keys(paths: Paths) -> list[Kek]:
@@ -55,7 +52,7 @@ def read_unlock_keys(paths: Paths) -> list[Kek]:
         table = json.loads(file.read_bytes())
     except (FileNotFoundError, Refused):
         return []
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(file, "not JSON", remedy="remove it, then run `swarmvisor unlock`") from error
     try:
         return [_parse(table[name]) for name in ("current", "next") if table.get(name)]
@@ -77,11 +74,11 @@ def forget_unlock_keys(paths: Paths) -> None:
         directory = secrets_directory(paths)
     except Refused:
         return
-    if not directory.exists():
-        return
-    remove_durably(directory / _NAME)
-    with contextlib.suppress(OSError):  # somebody is writing there again: it stays
-        directory.rmdir()
+    if directory.exists():
+        remove_durably(directory / _NAME)
+        with contextlib.suppress(OSError):  # somebody is writing there again: it stays
+            directory.rmdir()
+    release(paths.secrets_mount)
 
 
 def raw(keks: Iterable[Kek]) -> list[bytes]:
@@ -94,4 +91,6 @@ def _format(kek: Kek) -> dict[str, Any]:
 
 
 def _parse(row: Any) -> Kek:
+    from swarm.pki.keyfile import Kek  # late: cryptography, which the command line loads only for a key
+
     return Kek(base64.b64decode(row["key"], validate=True), int(row["version"]))

@@ -8,9 +8,10 @@ import socket
 import sys
 
 import click
+from click.core import ParameterSource
 
 from procs.cli import lifecycle
-from procs.cli.footprint import foreign_entries
+from procs.cli.footprint import discard_unfinished, foreign_entries
 from procs.cli.observed import supervisor_pid
 from procs.cli.options import node_options
 from procs.cli.progress import Progress
@@ -20,6 +21,10 @@ from swarm.files import write_atomic
 from swarm.nodeconfig import NodeConfig, save_node_config, split_host_port, validate
 from swarm.paths import Paths
 from swarm.process import make_directories
+from swarm.unlock import forget_unlock_keys, write_unlock_keys
+
+_FORCED = {"--force-new-cluster", "--listen-addr", "--advertise-addr", "--no-start", "--timeout"}
+"""Options that go with --force-new-cluster."""
 
 
 @click.command("init")
@@ -28,6 +33,11 @@ from swarm.process import make_directories
     "--autolock", is_flag=True, help="Lock the managers' keys: after a reboot they need `unlock`. Prints the key."
 )
 @click.option("--fips", is_flag=True, help="Keep to FIPS; the swarm admits FIPS nodes only.")
+@click.option(
+    "--force-new-cluster",
+    is_flag=True,
+    help="Go on as the only manager of this node's swarm, with all that its store holds.",
+)
 @click.option("--no-start", is_flag=True, help="Create the node only; start it with `up`.")
 @click.option(
     "--timeout",
@@ -37,9 +47,9 @@ from swarm.process import make_directories
     metavar="S",
     help="Seconds to wait until the node is ready.",
 )
-@click.pass_obj
+@click.pass_context
 def command(
-    paths: Paths,
+    context: click.Context,
     listen_addr: str,
     advertise_addr: str,
     hostname: str,
@@ -48,10 +58,29 @@ def command(
     availability: str,
     autolock: bool,
     fips: bool,
+    force_new_cluster: bool,
     no_start: bool,
     timeout: float,
 ) -> None:
     """Create a node with a swarm of its own, of which it is the manager, and start it."""
+    paths: Paths = context.obj
+    if force_new_cluster:
+        from procs.cli.forcing import force  # late: seldom needed
+
+        given = _given(context)
+        if superfluous := sorted(given - _FORCED):
+            raise BadInput(
+                f"{superfluous[0]} is for a new node; with --force-new-cluster this one stays as it is",
+                remedy="change it afterwards (`swarmvisor node update`, `swarmvisor swarm update`, node.toml)",
+            )
+        force(
+            paths,
+            listen_addr if "--listen-addr" in given else None,
+            advertise_addr if "--advertise-addr" in given else None,
+            no_start=no_start,
+            timeout=timeout,
+        )
+        return
     config = validate(
         NodeConfig(
             hostname=hostname,
@@ -79,6 +108,13 @@ def command(
     click.echo(next_steps(paths))
 
 
+def _given(context: click.Context) -> set[str]:
+    """The options that were typed."""
+    parameters = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    typed_ = (name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT)
+    return {parameters[name] for name in typed_}
+
+
 def _unlock_key() -> bytes:
     """A new one, printed before anything is locked with it: whoever kills us now has it, or nothing is locked."""
     from swarm.pki.tokens import format_unlock_key, generate_unlock_key  # late: few ask for it
@@ -95,6 +131,27 @@ def create(paths: Paths, config: NodeConfig, *, token: str = "", unlock_key: byt
 
     Raises Refused, BadInput; nothing was written then.
     """
+    check_vacant(paths)
+    if not config.join_addr:  # a worker listens nowhere
+        check_bindable(config.listen_addr)
+    os.umask(0o077)
+    make_directories(paths)
+    with lifecycle.own_only(paths):
+        check_vacant(paths)  # again: another command may have made a node while this one waited for the lock
+        discard_unfinished(paths)
+        if unlock_key:
+            from swarm.pki.keyfile import Kek  # late: imports cryptography
+
+            write_unlock_keys(paths, Kek(unlock_key))
+        else:
+            forget_unlock_keys(paths)  # what an earlier node of this directory may have left in memory
+        if token:
+            write_atomic(paths.join_token, f"{token}\n".encode(), mode=0o600)
+        save_node_config(paths.node_toml, config)
+
+
+def check_vacant(paths: Paths) -> None:
+    """Raise Refused where no node can be created, BadInput for directories that will not do."""
     paths.check_lengths()
     if paths.node_toml.exists():
         raise Refused(
@@ -106,21 +163,6 @@ def create(paths: Paths, config: NodeConfig, *, token: str = "", unlock_key: byt
         raise Refused(
             f"{paths.state} is not empty: {foreign[0]} is in it", remedy="choose another directory with --state-dir"
         )
-    if not config.join_addr:  # a worker listens nowhere
-        check_bindable(config.listen_addr)
-    os.umask(0o077)
-    make_directories(paths)
-    with lifecycle.own_only(paths):
-        from swarm.pki.keyfile import Kek  # late: imports cryptography, as does the next
-        from swarm.unlock import forget_unlock_keys, write_unlock_keys
-
-        if unlock_key:
-            write_unlock_keys(paths, Kek(unlock_key))
-        else:
-            forget_unlock_keys(paths)  # what an earlier node of this directory may have left in memory
-        if token:
-            write_atomic(paths.join_token, f"{token}\n".encode(), mode=0o600)
-        save_node_config(paths.node_toml, config)
 
 
 def check_bindable(listen_addr: str) -> None:

@@ -1,4 +1,4 @@
-"""What a manager finds in its store or puts there first: the cluster object, its own node object, the data key.
+"""What a manager finds in its store or puts there first: the cluster object, its own node object.
 
 Defaults: reference manager §1.7. Better than it in one point (DESIGN §4): our own node object has role MANAGER at once.
 """
@@ -6,8 +6,6 @@ Defaults: reference manager §1.7. Better than it in one point (DESIGN §4): our
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
 
 from procs.manager.store import Tx
 from swarm.api import objects_pb2, specs_pb2, types_pb2
@@ -16,16 +14,11 @@ from swarm.nodeconfig import NodeConfig
 from swarm.paths import Paths
 from swarm.pki import privatekey
 from swarm.pki.credentials import Credentials
-from swarm.pki.dek import seal, unseal
-from swarm.pki.keyfile import Headers, KeyFile
 from swarm.pki.pem import decode
 from swarm.pki.rootca import DEFAULT_NODE_EXPIRY, RootCA
 from swarm.pki.tokens import generate_join_token
 from swarm.unlock import raw, read_unlock_keys
 
-DATA_KEY_HEADER = "raft-dek"
-"""SwarmKit's header of the key that encrypts what managers replicate; in its format (reference node-and-ca §4.5)."""
-DATA_KEY_BYTES = 32
 UNLOCK_SUBSYSTEM = "swarm-manager"
 
 CLUSTER_NAME = "default"
@@ -39,33 +32,6 @@ _AVAILABILITY = {
     "pause": specs_pb2.NodeSpec.PAUSE,
     "drain": specs_pb2.NodeSpec.DRAIN,
 }
-
-
-def ensure_data_key(paths: Paths, store_exists: bool, *, fips: bool = False) -> bytes:
-    """The store's data key from the headers of the node key file, made there first for a new store. Blocks for the
-    file's lock.
-
-    Raises CorruptFile if it cannot be used, or is missing while a store sealed with it exists; Locked if it is
-    encrypted.
-    """
-    file = KeyFile.of(paths)
-    pair = file.read(*raw(read_unlock_keys(paths)))
-    headers, kek = pair.headers, pair.kek.key
-    if DATA_KEY_HEADER in headers:
-        return _parse_data_key(paths.node_key, headers[DATA_KEY_HEADER], kek, fips=fips)
-    if store_exists:
-        raise CorruptFile(
-            paths.node_key,
-            f"has no {DATA_KEY_HEADER} header, but {paths.manager} holds a store sealed with that key",
-            remedy="restore the key file from a backup; without it the store cannot be read",
-        )
-    made = os.urandom(DATA_KEY_BYTES)
-
-    def add(present: Headers) -> Headers:
-        return {DATA_KEY_HEADER: seal(made, kek, fips=fips), **present}
-
-    written = file.view_and_update_headers(add)[DATA_KEY_HEADER]
-    return _parse_data_key(paths.node_key, written, kek, fips=fips)
 
 
 def read_root_key(paths: Paths, credentials: Credentials) -> RootCA:
@@ -155,24 +121,6 @@ def root_digest_held(cluster: objects_pb2.Cluster | None) -> str:
     return hashlib.sha256(cluster.root_ca.ca_cert).hexdigest()
 
 
-def _parse_data_key(path: Path, text: str, kek: bytes, *, fips: bool) -> bytes:
-    try:
-        data = unseal(text, kek, fips=fips)
-    except Locked as error:
-        raise Locked(f"{path}: {error.message}", remedy=error.remedy) from error
-    except BadInput as error:
-        raise CorruptFile(
-            path, f"its {DATA_KEY_HEADER} header cannot be read: {error.message}", remedy="restore it from a backup"
-        ) from error
-    if len(data) != DATA_KEY_BYTES:
-        raise CorruptFile(
-            path,
-            f"its {DATA_KEY_HEADER} header holds {len(data)} bytes instead of {DATA_KEY_BYTES}",
-            remedy="restore the file from a backup",
-        )
-    return data
-
-
 def _plain_key(paths: Paths, key: bytes) -> bytes:
     """The root's key of a file, opened with the unlock key where `init --autolock` locked it. Raises Locked."""
     block, _ = decode(key)
@@ -183,4 +131,4 @@ def _plain_key(paths: Paths, key: bytes) -> bytes:
             return privatekey.to_pem(privatekey.load(privatekey.decrypt(block, kek)))
         except Locked:
             continue
-    raise Locked(f"{paths.bootstrap_root_key}: the node is locked", remedy="run `swarmvisor unlock`")
+    raise Locked(f"{paths.bootstrap_root_key} is encrypted", remedy="run `swarmvisor unlock`")

@@ -15,7 +15,7 @@ import grpc.aio
 from ipc.aio import AsyncBus
 from ipc.topics import Certificate
 from ipc.topics import Manager as ManagerTopic
-from procs.manager import unserved
+from procs.manager import forcing, unserved
 from procs.manager.authorization import Authorizer, Identity
 from procs.manager.ca.external import ExternalCAs
 from procs.manager.ca.grace import DEFAULT as DEFAULT_GRACE
@@ -24,12 +24,13 @@ from procs.manager.ca.reconciler import Reconciler
 from procs.manager.ca.rotation import BRIDGES, read_bridges, young
 from procs.manager.ca.server import CAServer
 from procs.manager.ca.service import CAService, NodeCAService
-from procs.manager.ca.stopgap import stopgap
+from procs.manager.ca.stopgap import Stopgap, stopgap
 from procs.manager.control import ControlService
+from procs.manager.datakey import KeyRing, Rotation
 from procs.manager.dispatcher.dispatcher import Dispatcher
 from procs.manager.dispatcher.service import DispatcherService
 from procs.manager.door import Door
-from procs.manager.founding import UNLOCK_SUBSYSTEM, ensure_data_key, found, root_digest_held
+from procs.manager.founding import UNLOCK_SUBSYSTEM, found, root_digest_held
 from procs.manager.gateway.front import Front
 from procs.manager.gateway.interceptor import Guard
 from procs.manager.gateway.listeners import listen_control
@@ -42,6 +43,7 @@ from procs.manager.members import Membership, SoleMember
 from procs.manager.orchestration.leader import lead
 from procs.manager.roles import RoleManager
 from procs.manager.store import Store
+from procs.manager.store.engine import LEAP
 from procs.manager.store.sealing import SealedEngine, Sealer
 from procs.manager.store.sqlite import SqliteEngine
 from swarm.api import (
@@ -149,6 +151,7 @@ class Manager:
         store: MeteredStore,
         door: Door,
         members: Membership,
+        rotation: Rotation,
     ) -> None:
         self._context = context
         self._log = context.log
@@ -159,6 +162,7 @@ class Manager:
         self._door = door
         self._reread = asyncio.Event()
         self._members = members
+        self._rotation = rotation
         self._records: Records = {}
         addresses = door.addresses
         identity = Identity(credentials.node_id, credentials.cluster_id, addresses.advertised)
@@ -175,6 +179,7 @@ class Manager:
         self._gauges = Gauges(self._metrics, credentials.cluster_id, credentials.node_id)
         self._front: Front | None = None
         self._fips = False
+        self._stopgap: Stopgap | None = None
         self._opened = False
         """Whether other nodes are let in: not while our certificate has expired, no other node would talk to us."""
         self._state = ManagerTopic(
@@ -202,14 +207,16 @@ class Manager:
         stack.callback(door.close)
         control = listen_control(paths.control_socket)
         stack.callback(paths.control_socket.unlink, missing_ok=True)
+        stack.callback(paths.control_certificate.unlink, missing_ok=True)
         stack.callback(control.close)
-        store = await _open_store(context, credentials, clock, fips=config.fips)
+        store, rotation = await _open_store(context, credentials, clock, fips=config.fips)
         stack.push_async_callback(store.close)
         members = await SoleMember.load(store, credentials.node_id, door.addresses.advertised)
-        manager = cls(context, credentials, bus, clock, store, door, members)
+        manager = cls(context, credentials, bus, clock, store, door, members, rotation)
         manager._fips = config.fips
         store.measure(manager._metrics)
         await store.update(lambda tx: found(tx, paths, credentials, config), cause="founding")
+        await forcing.carry_out(store, paths, credentials.node_id)
         server = make_server(manager._guard, paths.gateway_socket)
         manager._register(server)
         front = manager._front = Front(manager._records, paths.gateway_socket, tls)
@@ -262,6 +269,7 @@ class Manager:
                 "membership": self._follow_membership(),
                 "addresses": self._follow_addresses(),
                 "lock": self._follow_lock(),
+                "data key": self._rotation.run(),
             }.items()
         }
         try:
@@ -339,6 +347,7 @@ class Manager:
                 return ExitCode.ROLE_LOST
             if self._use(fresh):
                 self._credentials = fresh
+                self._rotation.wake()  # the renewer may have locked the key file with it
                 self._open_door()
                 self._log.info("serving with certificate %s, valid until %d", fresh.fingerprint[:16], fresh.not_after)
         raise RuntimeError("the bus ended")
@@ -380,6 +389,7 @@ class Manager:
             self._log.info("asking for a new certificate: the key of this one lay on the disk in the clear")
             self._state = replace(self._state, replace_fingerprint=self._credentials.fingerprint)
             self._publish()
+        self._rotation.wake()
 
     def _use(self, credentials: Credentials) -> bool:
         """Serve new connections with these; where they have expired, with a stopgap. False: they cannot be used."""
@@ -387,13 +397,14 @@ class Manager:
             return False
         try:
             if self._has_expired(credentials):
-                cluster = self._store.get(objects_pb2.Cluster, credentials.cluster_id)
-                if cluster is None:
-                    raise CorruptFile(self._context.paths.manager, "holds no cluster object", remedy="restore a backup")
-                chain, key = stopgap(cluster, credentials)
-                self._front.use(server_context(chain, key, credentials.root_pem))
+                if self._stopgap is None:  # else who dials at this moment would trust the one of before
+                    self._stopgap = stopgap(credentials)
+                    write_atomic(self._context.paths.control_certificate, self._stopgap.root, mode=0o600)
+                    self._front.use(server_context(self._stopgap.chain, self._stopgap.key, credentials.root_pem))
             else:
                 self._front.use(_context(credentials, self._bridges()))
+                self._context.paths.control_certificate.unlink(missing_ok=True)
+                self._stopgap = None
         except SwarmvisorError as error:
             self._log.error("a certificate cannot be served, going on as before: %s", error.describe())
             return False
@@ -484,7 +495,9 @@ def _context(credentials: Credentials, bridges: Iterable[bytes] = ()) -> ssl.SSL
     return server_context(chain, credentials.key_pem, credentials.root_pem)
 
 
-async def _open_store(context: Context, credentials: Credentials, clock: Clock, *, fips: bool) -> MeteredStore:
+async def _open_store(
+    context: Context, credentials: Credentials, clock: Clock, *, fips: bool
+) -> tuple[MeteredStore, Rotation]:
     directory = context.paths.manager
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine_file, store_file = directory / ENGINE, directory / STORE
@@ -497,11 +510,13 @@ async def _open_store(context: Context, credentials: Credentials, clock: Clock, 
         raise CorruptFile(engine_file, "is not text", remedy="write `sqlite` into it") from error
     if engine != "sqlite":
         raise CorruptFile(engine_file, f"names the engine {engine!r}, this version knows sqlite", remedy="update")
-    data_key = await asyncio.to_thread(ensure_data_key, context.paths, store_file.exists(), fips=fips)
-    sealer = Sealer(credentials.cluster_id, data_key)
+    ring = KeyRing(context.paths, fips=fips)
+    keys = await asyncio.to_thread(ring.read, store_exists=store_file.exists())
+    sealer = Sealer(credentials.cluster_id, keys.current, [keys.pending] if keys.pending else [])
     sealed = SealedEngine(SqliteEngine(store_file, node_id=credentials.node_id), sealer)
+    leap = LEAP if forcing.is_ordered(context.paths) else 0
     try:
-        store: Store = await MeteredStore.open(sealed, clock=clock)
+        store: Store = await MeteredStore.open(sealed, clock=clock, leap=leap)
     except CorruptFile as error:
         if error.path == str(store_file):
             raise
@@ -509,4 +524,4 @@ async def _open_store(context: Context, credentials: Credentials, clock: Clock, 
         raise CorruptFile(store_file, error.message, remedy=error.remedy) from error
     if not isinstance(store, MeteredStore):
         raise TypeError("Store.open made another class")
-    return store
+    return store, Rotation(ring, sealed, store)

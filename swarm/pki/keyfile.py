@@ -12,6 +12,7 @@ at the first-phase copy.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -91,11 +92,22 @@ class KeyFile:
         with self._lock(exclusive=False):
             return self._read(keks)
 
+    def read_at_rest(self, *keks: bytes) -> Pair:
+        """As `read`, without the lock, whose file would be made: for a directory that is not ours, of which the caller
+        knows that nobody writes there."""
+        return self._read(keks)
+
     def read_headers(self) -> tuple[Headers, int, bool]:
         """(headers, kek-version, encrypted) without opening the key."""
         with self._lock(exclusive=False):
             block = self._block()
             return _own_headers(block), _kek_version(block), privatekey.is_encrypted(block)
+
+    def check_fips(self) -> None:
+        """Raises CorruptFile for a key encrypted in the old way, with MD5, which a FIPS node does not take (§4.3)."""
+        with self._lock(exclusive=False):
+            if privatekey.is_encrypted_legacy(self._block()):
+                raise CorruptFile(self.key, "unsupported key format due to FIPS compliance", remedy=REMEDY)
 
     def sweep(self) -> None:
         """Remove the temporary files that killed writers left in this directory: some hold keys. Renewer only, at its
@@ -223,7 +235,7 @@ class KeyFile:
             except BadInput as error:
                 raise CorruptFile(self.key, error.message, remedy=REMEDY) from error
         why = "opens with none of the unlock keys at hand" if keks else "is encrypted"
-        raise Locked(f"{self.key}: the node is locked: its key {why}", remedy="run `swarmvisor unlock`")
+        raise Locked(f"{self.key} {why}", remedy="run `swarmvisor unlock`")
 
     def _read(self, keks: tuple[bytes, ...]) -> Pair:
         block = self._block()
@@ -249,13 +261,18 @@ class KeyFile:
         """`.swarm-node.key` is moved into place if it fits the certificate, else removed."""
         if not self.legacy_key.exists():
             return
-        block, _ = decode(self.legacy_key.read_bytes())
-        key = privatekey.load(block.data) if block is not None and not privatekey.is_encrypted(block) else None
-        if key is not None and _fits(self.certificate, key):
+        if _fits(self.certificate, self._legacy()):
             os.rename(self.legacy_key, self.key)
             fsync_directory(self.key.parent)
         else:
             remove_durably(self.legacy_key)
+
+    def _legacy(self) -> privatekey.PrivateKey | None:
+        """The key in `.swarm-node.key`; None if that is none, or encrypted."""
+        try:
+            return privatekey.load_pem(self.legacy_key.read_bytes())
+        except BadInput:
+            return None
 
     def _keep(self, present: Block | None, kek: Kek | None) -> Kek:
         if kek is not None:
@@ -280,12 +297,16 @@ def _own_headers(block: Block) -> dict[str, str]:
 
 
 def _kek_version(block: Block) -> int:
+    """As Go parses it: what is no unsigned number of 64 bits counts as none."""
     text = block.headers.get(KEK_VERSION, "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    version = int(text) if re.fullmatch(r"[0-9]{1,20}", text) else 0
+    return version if version < 1 << 64 else 0
 
 
-def _fits(path: Path, key: privatekey.PrivateKey) -> bool:
+def _fits(path: Path, key: privatekey.PrivateKey | None) -> bool:
     """Whether the file's first certificate is for this key."""
+    if key is None:
+        return False
     try:
         block, _ = decode(path.read_bytes())
         return block is not None and Certificate.load(block.data).public_key == privatekey.public_key_info(key)

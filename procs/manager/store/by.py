@@ -75,6 +75,11 @@ def role(number: int) -> Where:
     return Where("role", number)
 
 
+def joining(csr: bytes) -> Where:
+    """Nodes that asked for a certificate with this request, and have not come yet."""
+    return Where("joining", csr)
+
+
 def membership(number: int) -> Where:
     return Where("membership", number)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from procs.manager.store.errors import StoreError
 
@@ -78,6 +78,11 @@ class EngineMember:
     learner: bool = False
 
 
+LEAP = 2**32
+"""By how much index and term grow when a store becomes another future of the same swarm (restored, or made the only one
+by force): nothing that the past's other managers wrote meanwhile can pass for newer (DESIGN §6)."""
+
+
 class Compacted(StoreError):
     """The engine does not know all writes since the index asked for; read everything instead."""
 
@@ -130,4 +135,14 @@ class Engine(Protocol):
 
     async def remove_member(self, name: str) -> None:
         """Refused where the engine has one member only."""
+        ...
+
+
+@runtime_checkable
+class Scrubbing(Protocol):
+    """What an engine can do besides whose disk keeps values that were replaced."""
+
+    async def scrub(self) -> None:
+        """Rewrite what lies on disk, so that no replaced or deleted value is in it any more. Waits for the write in
+        flight, and the next one for it. StoreFull, NotWritten: nothing is lost, it may be tried again."""
         ...

@@ -4,7 +4,7 @@
 
 The associated data are cluster id, full store key and index, each with its length (4, big-endian) before it: a value
 taken from another swarm, another key or another revision's header does not open (DESIGN §6). The data keys come from
-the caller; the manager keeps them in the headers of the node's key file.
+the caller; the manager keeps them in the headers of the node's key file, and replaces them (`procs.manager.datakey`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from procs.manager.store.engine import Clock, Delete, Engine, EngineMember, Operation, Put, Revision
+from procs.manager.store.engine import Clock, Delete, Engine, EngineMember, Operation, Put, Revision, Scrubbing
 from swarm.errors import CorruptFile
 
 DATA_KEY_BYTES = 32
@@ -50,7 +51,7 @@ class Unsealed:
 
 
 class Sealer:
-    """Seals with one data key, opens with all that it was given."""
+    """Seals with one data key, opens with all that it was given and not told to forget."""
 
     def __init__(self, cluster_id: str, current: bytes, others: Sequence[bytes] = ()) -> None:
         """`others`: data keys that still open values (a pending or an outgoing one)."""
@@ -58,15 +59,23 @@ class Sealer:
             if len(data_key) != DATA_KEY_BYTES:
                 raise ValueError(f"a data key has {DATA_KEY_BYTES} bytes, got {len(data_key)}")
         self._cluster = _lengthened(cluster_id.encode())
-        self._current_id = key_id(current)
-        self._current = AESGCM(current)
-        self._keys = {key_id(data_key): AESGCM(data_key) for data_key in others}
-        self._keys[self._current_id] = self._current
+        self._keys = {key_id(data_key): AESGCM(data_key) for data_key in (current, *others)}
+        self.current_id = key_id(current)
+        """Id of the key that seals."""
+
+    def turn(self, data_key: bytes) -> None:
+        """Seal with this key from now on; those of before go on opening."""
+        self.current_id = key_id(data_key)
+        self._keys.setdefault(self.current_id, AESGCM(data_key))
+
+    def forget_others(self) -> None:
+        """Open only what the current key sealed."""
+        self._keys = {self.current_id: self._keys[self.current_id]}
 
     def seal(self, key: str, value: bytes, index: int) -> bytes:
         nonce = os.urandom(12)
-        header = _HEADER.pack(_FORMAT, self._current_id, index, nonce)
-        return header + self._current.encrypt(nonce, value, self._associated(key, index))
+        header = _HEADER.pack(_FORMAT, self.current_id, index, nonce)
+        return header + self._keys[self.current_id].encrypt(nonce, value, self._associated(key, index))
 
     def unseal(self, key: str, sealed: bytes) -> Unsealed:
         """CannotUnseal says which key, and why it does not open."""
@@ -100,6 +109,8 @@ class SealedEngine:
     def __init__(self, engine: Engine, sealer: Sealer) -> None:
         self._engine = engine
         self._sealer = sealer
+        self._stale: dict[str, None] = {}
+        """Keys (of the store) whose values may be sealed with another data key than the one turned to. In order."""
 
     async def open(self) -> None:
         await self._engine.open()
@@ -116,7 +127,47 @@ class SealedEngine:
         return await self._engine.read_clock()
 
     async def write(self, batch: Sequence[Operation], expected: Clock, new: Clock) -> None:
-        await self._engine.write([self._sealed(operation) for operation in batch], expected, new)
+        data_key, written = self._sealer.current_id, False
+        try:
+            await self._engine.write([self._sealed(operation) for operation in batch], expected, new)
+            written = True
+        finally:
+            if data_key != self._sealer.current_id:  # sealed before `turn`, and perhaps there now
+                self._stale.update((operation.key, None) for operation in batch)
+            elif written and self._stale:
+                self.settle(operation.key for operation in batch)
+
+    # -- another data key ---------------------------------------------------------------------------
+
+    @property
+    def data_key_id(self) -> bytes:
+        """Id of the data key that seals."""
+        return self._sealer.current_id
+
+    def turn(self, data_key: bytes, keys: Iterable[str]) -> None:
+        """Seal with `data_key` from now on. `keys`: all that are committed; a write in flight is thought of here."""
+        self._sealer.turn(data_key)
+        self._stale.update((key, None) for key in keys)
+
+    def stale(self, count: int) -> list[str]:
+        """Up to `count` keys that have to be written again before the old data key can go; empty: none is left."""
+        return list(islice(self._stale, count))
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """These are not stale: sealed anew, or not in the store."""
+        for key in keys:
+            self._stale.pop(key, None)
+
+    def forget_old(self) -> None:
+        """Open nothing any more that an earlier data key sealed. ValueError while something stale is left."""
+        if self._stale:
+            raise ValueError(f"{len(self._stale)} values may be sealed with the old data key")
+        self._sealer.forget_others()
+
+    async def scrub(self) -> None:
+        """As the engine's, where it can (`Scrubbing`)."""
+        if isinstance(self._engine, Scrubbing):
+            await self._engine.scrub()
 
     def watch(self, after: int) -> AsyncIterator[Revision]:
         return self._open_each(self._engine.watch(after))

@@ -99,6 +99,10 @@ class SqliteEngine:
         finally:
             self._watchers.discard(queue)
 
+    async def scrub(self) -> None:
+        """See `Scrubbing`."""
+        await self._call(self._scrub)
+
     # -- leadership and members: who holds the file leads, alone -----------------------------------
 
     async def campaign(self) -> None:
@@ -254,6 +258,15 @@ class SqliteEngine:
             if isinstance(error, FenceLost):
                 raise
             raise self._failure(error, committing=committing) from error
+
+    def _scrub(self) -> None:
+        """Pages that were freed keep what was on them: the file is written anew, and its log cut to nothing."""
+        try:
+            database = self._open_database()
+            database.execute("VACUUM")
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
 
     def _failure(self, error: sqlite3.Error, *, committing: bool = False) -> StoreError | CorruptFile:
         """What SQLite's error means to whoever asked for the work."""

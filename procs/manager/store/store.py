@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -21,7 +21,7 @@ from procs.manager.store.engine import Clock as EngineClock
 from procs.manager.store.engine import Engine, Operation
 from procs.manager.store.errors import FenceLost, NotWritten, OutcomeUnknown, StoreClosed, StoreError, StoreFull
 from procs.manager.store.tables import KINDS, KINDS_BY_NAME, M, Table, check_selectors
-from procs.manager.store.transaction import SIDE, Layers, Tables, Tx, find_in
+from procs.manager.store.transaction import SIDE, Layers, Tables, Tx, find_in, object_key
 from procs.manager.store.watch import Commit, Watch
 from swarm.clock import Clock
 from swarm.errors import CorruptFile
@@ -91,9 +91,9 @@ class Store:
             self._load(key, value)
 
     @classmethod
-    async def open(cls, engine: Engine, *, clock: Clock) -> Store:
+    async def open(cls, engine: Engine, *, clock: Clock, leap: int = 0) -> Store:
         """Open the engine, win its leadership, read everything, and write the new term: from then on no other
-        process that led before can write.
+        process that led before can write. `leap` is added to index and term (`engine.LEAP`).
 
         Raises what the engine raises (CorruptFile, Twin, StoreFull), the engine closed again.
         """
@@ -102,7 +102,7 @@ class Store:
             await engine.campaign()
             found, values = await engine.read_all()
             store = cls(engine, clock, found, values)
-            await store._persist([], EngineClock(found.index + 1, found.term + 1, new_id()))
+            await store._persist([], EngineClock(found.index + 1 + leap, found.term + 1 + leap, new_id()))
         except BaseException:
             await engine.close()
             raise
@@ -138,6 +138,12 @@ class Store:
     def side(self, name: str) -> bytes | None:
         """A side record (`Tx.put_side`)."""
         return self._side.get(name)
+
+    def keys(self) -> Iterator[str]:
+        """The engine's key of everything that is committed."""
+        for type_, table in self._tables.items():
+            yield from (object_key(KINDS[type_], id_) for id_ in table.entries)
+        yield from (SIDE + name for name in self._side)
 
     def watch(self, *, limit: int = 100_000) -> Watch:
         """Commits from `async with` on; more than `limit` unread events end the stream with WatchOverflow."""

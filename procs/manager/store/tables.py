@@ -91,6 +91,8 @@ def _node(node: objects_pb2.Node) -> list[Key]:
     keys = _custom(node.spec.annotations)
     if node.HasField("description"):
         keys.append(("name", node.description.hostname.lower()))
+    elif node.certificate.csr:
+        keys.append(("joining", node.certificate.csr))
     keys.append(("role", node.role))
     keys.append(("membership", node.spec.membership))
     return keys
@@ -153,7 +155,7 @@ def _kind(
 
 
 _ALL = (
-    _kind(objects_pb2.Node, _node, "role", "membership", unique_name=False),
+    _kind(objects_pb2.Node, _node, "role", "membership", "joining", unique_name=False),
     _kind(objects_pb2.Service, _service, "runtime", "network", "secret", "config"),
     _kind(
         objects_pb2.Task,

@@ -6,7 +6,7 @@ transactions of one group commit share a layer, one after another; one that fail
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -234,6 +234,20 @@ class Tx:
             self._add_operation(Delete(SIDE + name))
             self._set_side(name, None)
 
+    def rewrite(self, keys: Iterable[str], bound: int) -> list[str]:
+        """Write what stands under the engine's `keys` again as it is: nothing changes, so no event tells of it, but it
+        lies sealed anew. Stops after `bound` bytes. Returns those passed by because nothing stands there."""
+        absent = []
+        for key in keys:
+            if self.size >= bound:
+                break
+            value = self._stored(key)
+            if value is None:
+                absent.append(key)
+            else:
+                self._add_operation(Put(key, value, self.index))
+        return absent
+
     # -- the store's side --------------------------------------------------------------------------
 
     def rollback(self) -> None:
@@ -254,6 +268,14 @@ class Tx:
         for key, operation in self.operations.items():
             if key.startswith(SIDE):
                 yield key[len(SIDE) :], operation.value if isinstance(operation, Put) else None
+
+    def _stored(self, key: str) -> bytes | None:
+        """What stands under one of the engine's keys."""
+        if key.startswith(SIDE):
+            return self.side(key[len(SIDE) :])
+        name, _, id_ = key[1:].partition("/")
+        entry = self._layers.layer(KINDS_BY_NAME[name].type).get(id_)
+        return None if entry is None else bytes(entry.object.SerializeToString())
 
     def _put(self, kind: Kind, layer: Layer, obj: Any, old: Entry | None) -> None:
         meta = obj.meta

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from procs.manager import founding
-from procs.manager.founding import ensure_data_key, found, read_root_key, root_digest_held
+from procs.manager.founding import found, read_root_key, root_digest_held
 from procs.manager.store import Store
 from procs.manager.store.sqlite import SqliteEngine
 from swarm.api import objects_pb2, specs_pb2, types_pb2
@@ -14,7 +13,6 @@ from swarm.clock import SystemClock
 from swarm.errors import CorruptFile
 from swarm.nodeconfig import NodeConfig
 from swarm.paths import Paths
-from swarm.pki.keyfile import KeyFile
 from swarm.pki.tokens import JoinToken
 from tests.tools.authority import Authority
 
@@ -75,30 +73,3 @@ def test_root_key_that_is_missing_or_another_ones_is_a_refusal_naming_the_file(p
         read_root_key(paths, own)
     paths.root_key.write_bytes(authority.root.key_pem)  # an operator's
     assert read_root_key(paths, own).can_sign
-
-
-def test_data_key_is_made_once_and_survives_a_renewal(paths: Paths) -> None:
-    authority = Authority()
-    own = authority.bootstrap(paths)
-    key = ensure_data_key(paths, store_exists=False)
-    assert len(key) == 32
-    assert ensure_data_key(paths, store_exists=False) == key
-    renewed = authority.issue("manager", node_id=own.node_id)
-    KeyFile.of(paths).write(renewed.certificate_pem, renewed.key_pem)
-    assert ensure_data_key(paths, store_exists=True) == key
-
-
-def test_missing_data_key_of_an_existing_store_is_a_refusal_and_nothing_is_made(paths: Paths) -> None:
-    Authority().bootstrap(paths)
-    before = paths.node_key.read_bytes()
-    with pytest.raises(CorruptFile, match="has no raft-dek header"):
-        ensure_data_key(paths, store_exists=True)
-    assert paths.node_key.read_bytes() == before
-
-
-@pytest.mark.parametrize("value", ["not base64!", "CAES", "EgNhYmM="])
-def test_data_key_that_cannot_be_read_is_a_refusal(paths: Paths, value: str) -> None:
-    Authority().bootstrap(paths)
-    KeyFile.of(paths).view_and_update_headers(lambda present: {**present, founding.DATA_KEY_HEADER: value})
-    with pytest.raises(CorruptFile, match=r"swarm-node\.key.*raft-dek"):
-        ensure_data_key(paths, store_exists=True)

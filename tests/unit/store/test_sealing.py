@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
-from procs.manager.store.sealing import CannotUnseal, Sealer, Unsealed, key_id, new_data_key
+from procs.manager.store.engine import UNBORN, Clock, Put
+from procs.manager.store.sealing import CannotUnseal, SealedEngine, Sealer, Unsealed, key_id, new_data_key
+from procs.manager.store.sqlite import SqliteEngine
 
 OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 SEALER = Sealer("cluster", OLD)
@@ -31,6 +36,35 @@ def test_both_data_keys_open_and_only_the_current_seals() -> None:
     turning = Sealer("cluster", NEW, [OLD])
     assert turning.unseal("/secret/a", SEALED).value == b"the payload"
     assert turning.seal("/a", b"", 1)[1:9] == key_id(NEW)
+
+
+def test_after_a_turn_the_old_key_opens_until_it_is_forgotten() -> None:
+    sealer = Sealer("cluster", OLD)
+    sealer.turn(NEW)
+    assert sealer.seal("/a", b"", 1)[1:9] == key_id(NEW)
+    assert sealer.unseal("/secret/a", SEALED).value == b"the payload"
+    sealer.forget_others()
+    with pytest.raises(CannotUnseal, match=key_id(OLD).hex()):
+        sealer.unseal("/secret/a", SEALED)
+
+
+async def test_a_write_that_was_sealed_before_the_turn_is_not_forgotten(tmp_path: Path) -> None:
+    engine = SealedEngine(SqliteEngine(tmp_path / "store.db"), Sealer("cluster", OLD))
+    await engine.open()
+    try:
+        writing = asyncio.create_task(engine.write([Put("/task/a", b"1", 1)], UNBORN, Clock(1, 1, "a")))
+        await asyncio.sleep(0)  # under way
+        engine.turn(NEW, [])
+        await writing
+        assert engine.stale(10) == ["/task/a"]
+        with pytest.raises(ValueError, match="1 values may be sealed with the old data key"):
+            engine.forget_old()
+        await engine.write([Put("/task/a", b"1", 2)], Clock(1, 1, "a"), Clock(2, 1, "b"))
+        assert engine.stale(10) == []
+        engine.forget_old()
+        assert (await engine.read_all())[1] == {"/task/a": b"1"}
+    finally:
+        await engine.close()
 
 
 @pytest.mark.parametrize(

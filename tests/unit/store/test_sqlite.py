@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from procs.manager.store import Store
-from procs.manager.store.engine import UNBORN, Clock, Operation, Put
+from procs.manager.store.engine import UNBORN, Clock, Delete, Operation, Put
 from procs.manager.store.errors import FenceLost, NotWritten, OutcomeUnknown, StoreError, StoreFull
 from procs.manager.store.sqlite import SqliteEngine
 from swarm.api import objects_pb2 as objects
@@ -141,6 +141,28 @@ async def test_a_log_without_its_file_is_refused_and_kept(database: Path, clock:
     with pytest.raises(CorruptFile, match="is missing, but its log store.db-wal is there"):
         await Store.open(SqliteEngine(database), clock=clock)
     assert log.read_bytes() == kept
+
+
+async def test_after_a_scrub_nothing_that_was_replaced_or_deleted_is_on_the_disk(database: Path) -> None:
+    engine = SqliteEngine(database)
+    await engine.open()
+
+    def on_disk() -> bytes:
+        return b"".join(path.read_bytes() for path in database.parent.iterdir())
+
+    one, two, three = Clock(1, 1, "a"), Clock(2, 1, "b"), Clock(3, 1, "c")
+    await engine.write([Put("/task/a", b"replaced" * 50, 1), Put("/task/b", b"deleted" * 50, 1)], UNBORN, one)
+    await engine.write([Put("/task/a", b"kept" * 50, 2), Delete("/task/b")], one, two)
+    assert b"replaced" in on_disk()
+    await engine.scrub()
+    assert b"replaced" not in on_disk()
+    assert b"deleted" not in on_disk()
+    await engine.write([Put("/task/c", b"later", 3)], two, three)
+    await engine.close()
+    again = SqliteEngine(database)
+    await again.open()
+    assert await again.read_all() == (three, {"/task/a": b"kept" * 50, "/task/c": b"later"})
+    await again.close()
 
 
 async def test_files_are_private(database: Path, clock: HandClock) -> None:
