@@ -35,6 +35,11 @@ class Paths:
         return self.state / "node.toml"
 
     @property
+    def adopting(self) -> Path:
+        """The node.toml of an adoption under way; renamed to `node.toml` once all else is in place."""
+        return self.state / ".adopting"
+
+    @property
     def join_token(self) -> Path:
         return self.state / "join-token"
 
@@ -89,6 +94,11 @@ class Paths:
         return self.state / "manager"
 
     @property
+    def forced(self) -> Path:
+        """The order to make this node the only manager (`init --force-new-cluster`); removed once it is carried out."""
+        return self.manager / "force-new-cluster"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 
@@ -118,6 +128,21 @@ class Paths:
     @property
     def control_socket(self) -> Path:
         return self.runtime / "control.sock"
+
+    @property
+    def control_certificate(self) -> Path:
+        """The root of what the manager shows on its control socket while its own certificate has expired."""
+        return self.runtime / "control.crt"
+
+    @property
+    def secrets_mount(self) -> Path:
+        """Where a file system in memory is mounted for the node's secrets, on hosts that have none (`swarm.tmpfs`)."""
+        return self.runtime / "secrets"
+
+    @property
+    def tasks_mount(self) -> Path:
+        """The same for secrets of tasks: beside the runtime directory, which is closed to them."""
+        return self.runtime.with_name(f"{self.runtime.name}.tasks")
 
     @property
     def gateway_socket(self) -> Path:

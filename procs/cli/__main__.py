@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "init": Entry("procs.cli.init", "command", "Create a node with a swarm of its own, and start it."),
     "join": Entry("procs.cli.join", "command", "Create a node that joins a swarm, and start it."),
+    "adopt": Entry("procs.cli.adopt", "command", "Continue as a worker that Docker or swarmd was, and start it."),
     "up": Entry("procs.cli.up", "command", "Start this node's processes."),
     "down": Entry("procs.cli.down", "command", "Stop this node's processes."),
     "status": Entry("procs.cli.status", "command", "Show where this node stands, also with everything down."),

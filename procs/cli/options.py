@@ -1,4 +1,4 @@
-"""What a node is told when it is made, by `init` or by `join`: the options they share."""
+"""What a node is told when it is made, by `init`, `join` or `adopt`: the options they share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,13 @@ def generic_resources(_context: click.Context, _parameter: click.Parameter, valu
 
 
 def node_options(command: F) -> F:
-    """--listen-addr, --advertise-addr, --hostname, --label, --generic-resource, --availability."""
+    """What `place_options` gives, and --availability."""
+    choice = click.option("--availability", type=click.Choice(AVAILABILITIES), default="active", show_default=True)
+    return place_options(choice(command))
+
+
+def place_options(command: F) -> F:
+    """--listen-addr, --advertise-addr, --hostname, --label, --generic-resource: what this host says of itself."""
     for option in reversed(
         (
             click.option(
@@ -62,7 +68,6 @@ def node_options(command: F) -> F:
                 callback=generic_resources,
                 help="What else this node offers, as `ssd=2` or `gpu=UUID1,gpu=UUID2`; repeatable.",
             ),
-            click.option("--availability", type=click.Choice(AVAILABILITIES), default="active", show_default=True),
         )
     ):
         command = option(command)

@@ -11,10 +11,18 @@ from swarm.paths import Paths
 from swarm.pki.certificate import MANAGER_OU, WORKER_OU, parse_bundle
 from swarm.pki.chain import CertificateInvalid, ValidChain, validate_chain
 from swarm.pki.held import Credentials
-from swarm.pki.keyfile import REMEDY, KeyFile
+from swarm.pki.keyfile import REMEDY, KeyFile, Pair
 from swarm.unlock import raw, read_unlock_keys
 
-__all__ = ["OU_OF_ROLE", "ROLE_OF_OU", "CertificateExpired", "Credentials", "load_credentials", "make_credentials"]
+__all__ = [
+    "OU_OF_ROLE",
+    "ROLE_OF_OU",
+    "CertificateExpired",
+    "Credentials",
+    "load_credentials",
+    "make_credentials",
+    "verify_credentials",
+]
 
 ROLE_OF_OU = {MANAGER_OU: "manager", WORKER_OU: "worker"}
 OU_OF_ROLE = {role: ou for ou, role in ROLE_OF_OU.items()}
@@ -36,6 +44,13 @@ def load_credentials(
     """
     root_pem = paths.root_cert.read_bytes()
     pair = KeyFile.of(paths).read(*([unlock_key] if unlock_key else raw(read_unlock_keys(paths))))
+    return verify_credentials(paths, pair, root_pem, allow_expired=allow_expired, now=now)
+
+
+def verify_credentials(
+    paths: Paths, pair: Pair, root_pem: bytes, *, allow_expired: bool = False, now: float | None = None
+) -> Credentials:
+    """Credentials of what was read from the files of `paths`, verified. Raises CorruptFile as `load_credentials`."""
     try:
         pool = parse_bundle(root_pem)
     except BadInput as error:

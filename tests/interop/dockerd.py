@@ -37,8 +37,20 @@ class Dockerd:
     def log(self) -> Path:
         return self.root / "dockerd.log"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it and make it the manager of a new swarm."""
+        self.launch()
+        self.docker("swarm", "init", "--advertise-addr", self.addr, "--listen-addr", self.addr)
+        # a node that is gone is down after three of these
+        self.docker("swarm", "update", "--dispatcher-heartbeat", "1s")
+
+    def launch(self) -> None:
+        """Start it, with no swarm."""
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
                 [
@@ -58,15 +70,18 @@ class Dockerd:
                 start_new_session=True,
             )
         eventually(self._answers, what=f"dockerd answers; see {self.log}")
-        self.docker("swarm", "init", "--advertise-addr", self.addr, "--listen-addr", self.addr)
-        # a node that is gone is down after three of these
-        self.docker("swarm", "update", "--dispatcher-heartbeat", "1s")
 
     def _answers(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"dockerd ended: {self.log.read_text()[-2000:]}")
         return self.run("info").returncode == 0
+
+    def terminate(self) -> None:
+        """End it as its service manager does, and with it its containerd; its data stays."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
 
     def stop(self) -> None:
         """End it and its containerd, at once: nothing of them is needed again. Leave nothing mounted."""
