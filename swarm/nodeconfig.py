@@ -79,7 +79,7 @@ def load_node_config(path: Path) -> NodeConfig:
     try:
         with path.open("rb") as source:
             table = tomllib.load(source)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptFile(path, f"not TOML: {error}", remedy=remedy) from error
     hints = get_type_hints(NodeConfig)
     known = {f.name for f in dataclasses.fields(NodeConfig)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ DEFAULT_WEIGHT = 10
 """Of one good observation, and of what a dispatcher lists; a bad one is its negative."""
 _SMOOTHING = 0.5
 _CLIP = 1 << 8
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character: JSON can say it, UTF-8 (the bus, gRPC) cannot."""
 _FLOOR = 0.001
 """Added to every weight so that a manager with weight 0 is still tried now and then."""
 
@@ -107,12 +110,12 @@ def load_peers(path: Path) -> list[Peer]:
     remedy = f"restore {path.name}, or remove it if the swarm's managers can be told otherwise"
     try:
         listed: Any = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(path, f"not JSON: {error}", remedy=remedy) from error
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise CorruptFile(path, "not a list of managers", remedy=remedy)
     peers = [Peer(entry.get("node_id", ""), entry.get("addr", "")) for entry in listed]
-    if not all(isinstance(text, str) for peer in peers for text in peer):
+    if not all(isinstance(text, str) and not _SURROGATE.search(text) for peer in peers for text in peer):
         raise CorruptFile(path, "node_id and addr of a manager must be texts", remedy=remedy)
     return peers
 

@@ -42,7 +42,7 @@ class _Record:
             body: Any = json.loads(path.read_bytes())
             known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
             return cls(**{k: v for k, v in body.items() if k in known})
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptFile(path, f"not a {cls.__name__}: {error}") from error
 
 

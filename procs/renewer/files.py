@@ -42,6 +42,8 @@ def begin(paths: Paths, clock: Clock) -> tuple[Credentials, bool]:
     else:
         paths.certificates.mkdir(mode=0o755, parents=True, exist_ok=True)
         pair = KeyFile.of(paths)
+        if found.key and load_node_config(paths.node_toml).fips:
+            pair.check_fips()
         pair.sweep()
         pair.repair(*raw(read_unlock_keys(paths)))
     if choice is Choice.JOIN:

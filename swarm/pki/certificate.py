@@ -14,11 +14,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from swarm.errors import BadInput
 from swarm.pki import der
-from swarm.pki.pem import CERTIFICATE, Block, decode
+from swarm.pki.pem import CERTIFICATE, Block, bundle
 
 MANAGER_OU = "swarm-manager"
 WORKER_OU = "swarm-worker"
@@ -98,13 +99,14 @@ class Certificate:
         """Parse DER. Raises BadInput with cfssl's text for what is no certificate."""
         try:
             parsed = x509.load_der_x509_certificate(data)
-            extensions = parsed.extensions  # parsed late by the library: what is malformed must show here
+            # parsed late by the library: what is malformed must show here
+            late = parsed.extensions, parsed.subject, parsed.issuer
             not_before, not_after = parsed.not_valid_before_utc, parsed.not_valid_after_utc
             tbs = [whole for tag, _, whole in der.children(parsed.tbs_certificate_bytes) if tag != der.CONTEXT_0]
             _, _, issuer, _, subject, public_key = tbs[:6]
         except (*MALFORMED, BadInput) as error:
             raise BadInput(PARSE_FAILED) from error
-        del extensions
+        del late
         return cls(data, parsed, issuer, subject, public_key, int(not_before.timestamp()), int(not_after.timestamp()))
 
     @property
@@ -135,6 +137,13 @@ class Certificate:
     @cached_property
     def basic_constraints(self) -> x509.BasicConstraints | None:
         return self._extension(x509.BasicConstraints)
+
+    def key(self) -> CertificatePublicKeyTypes:
+        """The public key. Raises BadInput for a kind that the library does not know, or no key."""
+        try:
+            return self.parsed.public_key()
+        except (UnsupportedAlgorithm, ValueError, TypeError) as error:
+            raise BadInput("unknown or unsupported certificate public key algorithm") from error
 
     @property
     def may_serve(self) -> bool:
@@ -167,8 +176,10 @@ class Certificate:
         usage = parent._extension(x509.KeyUsage)
         if usage is not None and not usage.key_cert_sign:
             return False
+        if self.parsed.signature_algorithm_oid not in _ALLOWED_SIGNATURES:
+            return False  # and the library does not know each of the others
         algorithm = self.parsed.signature_hash_algorithm
-        if algorithm is None or self.parsed.signature_algorithm_oid not in _ALLOWED_SIGNATURES:
+        if algorithm is None:
             return False
         return _verifies(parent, self.parsed.signature, self.parsed.tbs_certificate_bytes, algorithm)
 
@@ -185,25 +196,22 @@ def parse_bundle(data: bytes) -> tuple[Certificate, ...]:
     Raises BadInput with cfssl's texts `Failed to decode certificate` (also for garbage behind the last block) and
     `Failed to parse certificate`.
     """
-    rest, found = data.strip(), []
-    while rest:
-        block, rest = decode(rest)
-        if block is None:
-            raise BadInput(DECODE_FAILED)
-        found.append(Certificate.load(block.data))
-        rest = rest.strip()
-    return tuple(found)
+    blocks, rest = bundle(data)
+    found = tuple(Certificate.load(block.data) for block in blocks)
+    if rest:
+        raise BadInput(DECODE_FAILED)
+    return found
 
 
 def _verifies(parent: Certificate, signature: bytes, signed: bytes, algorithm: hashes.HashAlgorithm) -> bool:
     try:
-        key = parent.parsed.public_key()
+        key = parent.key()
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, signed, ec.ECDSA(algorithm))
         elif isinstance(key, rsa.RSAPublicKey):
             key.verify(signature, signed, padding.PKCS1v15(), algorithm)
         else:
             return False
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, BadInput):
         return False
     return True

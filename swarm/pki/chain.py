@@ -7,9 +7,10 @@ search is our own; signatures are checked by `cryptography`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 
 from swarm.errors import BadInput
 from swarm.pki.certificate import Certificate, parse_bundle
@@ -17,6 +18,8 @@ from swarm.pki.pem import normalize_pems
 
 __all__ = ["CertificateInvalid", "ChainError", "UnknownAuthority", "ValidChain", "normalize_pems", "validate_chain"]
 
+_SIGNATURE_CHECKS = 100
+"""Go's bound on one search: certificates that all sign each other have more ways through them than anybody can try."""
 _NO_COMMON_TIME = "there is no time span for which all of the certificates, including a root, are valid"
 
 
@@ -83,7 +86,7 @@ def verify(
     if leaf.unknown_critical:
         raise ChainError("x509: unhandled critical extension")
     _check_moment(leaf, now)
-    paths = [(leaf,)] if leaf in pool else _paths((leaf,), pool, intermediates, now)
+    paths = [(leaf,)] if leaf in pool else _paths((leaf,), pool, intermediates, now, count())
     usable = [path for path in paths if all(certificate.may_serve for certificate in path)]
     if paths and not usable:
         raise ChainError("x509: certificate specifies an incompatible key usage")
@@ -93,7 +96,11 @@ def verify(
 
 
 def _paths(
-    path: tuple[Certificate, ...], pool: Sequence[Certificate], intermediates: Sequence[Certificate], now: float
+    path: tuple[Certificate, ...],
+    pool: Sequence[Certificate],
+    intermediates: Sequence[Certificate],
+    now: float,
+    checks: Iterator[int],
 ) -> list[tuple[Certificate, ...]]:
     child, found = path[-1], []
     problem: ChainError | None = None
@@ -101,12 +108,16 @@ def _paths(
     for parent, anchor in candidates:
         if parent.subject != child.issuer or any(_same_entity(parent, seen) for seen in path):
             continue
+        if next(checks) >= _SIGNATURE_CHECKS:
+            limit = "x509: signature check attempts limit reached while verifying certificate chain"
+            problem = problem or ChainError(limit)
+            break
         if not child.is_signed_by(parent) or parent.unknown_critical or not _may_hold(parent, path, anchor=anchor):
             continue
         try:
             _check_moment(parent, now)
-            found += [(*path, parent)] if anchor else _paths((*path, parent), pool, intermediates, now)
-        except CertificateInvalid as error:
+            found += [(*path, parent)] if anchor else _paths((*path, parent), pool, intermediates, now, checks)
+        except ChainError as error:
             problem = error
     if problem is not None and not found:
         raise problem

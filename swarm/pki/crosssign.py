@@ -38,7 +38,7 @@ def cross_sign(signer: RootCA, new_root: bytes) -> bytes:
     key = privatekey.load_pem(signer.key_pem)
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise NoValidSigner
-    public_key = new.parsed.public_key()
+    public_key = new.key()
     builder = (
         x509.CertificateBuilder()
         .subject_name(new.parsed.subject)

@@ -86,7 +86,12 @@ def public_key_info(key: PrivateKey) -> bytes:
 
 def is_encrypted(block: Block) -> bool:
     """Decided from the content, never from the title (§4.1)."""
-    return "DEK-Info" in block.headers or _looks_encrypted(block.data)
+    return is_encrypted_legacy(block) or _looks_encrypted(block.data)
+
+
+def is_encrypted_legacy(block: Block) -> bool:
+    """Whether it is encrypted as RFC 1423 says (§4.3)."""
+    return "DEK-Info" in block.headers
 
 
 def encrypt(plain: bytes, password: bytes) -> bytes:
@@ -144,8 +149,8 @@ def _decrypt_pkcs8(data: bytes, password: bytes) -> bytes:
     except (ValueError, IndexError) as error:
         raise BadInput("pkcs8: only PKCS #5 v2.0 supported") from error
     iterations = int.from_bytes(count, "big")
-    if not 1 <= iterations <= _MAX_ITERATIONS:
-        raise BadInput(f"pkcs8: {iterations} iterations are not plausible")
+    if not 1 <= iterations <= _MAX_ITERATIONS:  # the number itself may have more digits than Python prints
+        raise BadInput(f"pkcs8: its number of iterations is not between 1 and {_MAX_ITERATIONS}")
     if len(iv) != _BLOCK_BYTES or not sealed or len(sealed) % _BLOCK_BYTES:
         raise BadInput("pkcs8: invalid padding size")
     key = _stretch(password, salt, iterations)

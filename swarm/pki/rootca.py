@@ -201,7 +201,7 @@ def _load_signer(
         prefix = "error while validating signing CA certificate against roots and intermediates"
         raise type(error)(f"{prefix}: {error.message}") from error
     key = privatekey.load_pem(key_pem)
-    public_key = signer.parsed.public_key()
+    public_key = signer.key()
     if isinstance(public_key, rsa.RSAPublicKey):
         if public_key.key_size < 2048 or public_key.public_numbers().e == 1:
             raise BadInput("unsupported RSA key parameters")

@@ -6,6 +6,7 @@ import os
 import ssl
 
 from swarm.errors import BadInput
+from swarm.pki.pem import normalize_pems
 
 CIPHERS = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
@@ -35,7 +36,7 @@ def server_context(certificate_pem: bytes, key_pem: bytes, root_pem: bytes) -> s
     # Go takes every certificate of its pool for an anchor, self-signed or not (§12.5).
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        context.load_verify_locations(cadata=root_pem.decode("ascii"))
+        context.load_verify_locations(cadata=normalize_pems(root_pem).decode("ascii"))  # comments may be in any letters
         load_chain(context, certificate_pem, key_pem)
     except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
         raise BadInput(

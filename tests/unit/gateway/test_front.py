@@ -23,7 +23,8 @@ from procs.manager.gateway.tls import server_context
 from procs.manager.status import not_found
 from swarm.api import dispatcher_pb2, dispatcher_pb2_grpc, health_pb2, health_pb2_grpc, types_pb2
 from swarm.errors import BadInput, Refused, Twin
-from tests.tools.authority import HOUR, Authority
+from swarm.pki.credentials import Credentials
+from tests.tools.authority import HOUR, Authority, open_channel
 
 # ruff: noqa: N802  (gRPC's method names)
 
@@ -198,6 +199,31 @@ async def test_new_certificate_is_served_to_new_connections_and_old_ones_stay(op
         served = await asyncio.to_thread(ssl.get_server_certificate, door.host_port)
         assert ssl.PEM_cert_to_DER_cert(served) == ssl.PEM_cert_to_DER_cert(fresh.certificate_pem.decode())
         await check(old)
+
+
+async def test_a_new_root_is_trusted_by_new_connections_from_the_moment_it_is_used(opened: Any) -> None:
+    """Its bundle may hold the notes of who made it, in any letters."""
+    async with opened(register) as door:
+        other = Authority(door.authority.cluster_id)
+        stranger = other.issue("manager", node_id=door.own.node_id)
+        both = door.own.root_pem + "# Größere Wurzel\n".encode() + other.root.certs
+        fresh = other.issue("manager", node_id=door.own.node_id)
+
+        async def served(caller: Credentials, roots: bytes) -> bool:
+            async with open_channel(door.address, caller, roots) as channel:
+                try:
+                    await check(channel)
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    return False
+                return True
+
+        assert not await served(stranger, both), "the server does not know the caller's root"
+        assert not await served(door.own, other.root.certs), "the caller does not know the server's root"
+        door.front.use(server_context(door.own.certificate_pem, door.own.key_pem, both))
+        assert await served(stranger, both)
+        door.front.use(server_context(fresh.certificate_pem, fresh.key_pem, both))
+        assert await served(door.own, other.root.certs)
 
 
 async def test_junk_and_half_handshakes_and_idle_connections_keep_nobody_out(opened: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from swarm.errors import BadInput
 from swarm.pki.certificate import parse_bundle
@@ -11,7 +12,7 @@ from swarm.pki.chain import UnknownAuthority, validate_chain
 from swarm.pki.crosssign import cross_sign
 from swarm.pki.request import new_request
 from swarm.pki.rootca import NoValidSigner, RootCA
-from tests.unit.pki.authority import NOW, make
+from tests.unit.pki.authority import NOW, Party, make
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,21 @@ def test_what_the_new_key_signs_verifies_under_either_root_alone(old: RootCA, ne
         assert found.issuer.public_key == new.pool[0].public_key
     with pytest.raises(UnknownAuthority):
         validate_chain(RootCA.create(now=NOW).pool, chain, now=NOW)
+
+
+RSA = [make("swarm-ca", key=rsa.generate_private_key(65537, 2048)) for _ in range(2)]
+
+
+@pytest.mark.parametrize(("signer", "signed"), [(RSA[0], RSA[1]), (RSA[0], make("swarm-ca")), (make("other"), RSA[1])])
+def test_kinds_of_keys_may_differ(signer: Party, signed: Party) -> None:
+    old = RootCA.from_pem(signer.pem, signer.key_pem, signer.pem, now=NOW)
+    crossed = cross_sign(old, signed.pem)
+    leaf = RootCA.from_pem(signer.pem, signed.key_pem, crossed, crossed, now=NOW).sign(
+        new_request()[1], "node", "swarm-worker", "swarm", 7200, now=NOW
+    )
+    for pool in (signer.pem, signed.pem):
+        found = validate_chain(parse_bundle(pool), leaf, now=NOW)
+        assert found.issuer.public_key == parse_bundle(signed.pem)[0].public_key
 
 
 def test_only_a_ca_is_signed_and_only_with_a_key(old: RootCA, new: RootCA) -> None:

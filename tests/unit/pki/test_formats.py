@@ -19,7 +19,7 @@ from swarm.errors import BadInput, Locked
 from swarm.pki import der, pem, privatekey
 from swarm.pki.certificate import parse_bundle
 from swarm.pki.request import new_request
-from swarm.pki.rootca import RootCA
+from swarm.pki.rootca import RootCA, hash_for
 
 NOW = 1_700_000_031.5  # 22:13:51.5, rounds up to 22:14:00
 ROUNDED = 1_700_000_040
@@ -64,6 +64,7 @@ def test_root_has_swarmkits_shape(root: RootCA) -> None:
     bits = parsed.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
     assert certificate.subject_key_id == hashlib.sha1(bits).digest()
     assert root.key_pem.startswith(b"-----BEGIN EC PRIVATE KEY-----\n")
+    assert root.certs == pem.normalize_pems(root.certs)
     assert root.digest == hashlib.sha256(root.certs).hexdigest()
 
 
@@ -164,9 +165,22 @@ def test_issuer_bytes_are_copied_from_an_operators_ca() -> None:
     assert ExtensionOID.AUTHORITY_KEY_IDENTIFIER not in [oid for oid, _ in extensions(leaf.parsed)]
 
 
-@pytest.mark.parametrize(("bits", "digest"), [(2048, "sha256"), (3072, "sha384"), (4096, "sha512")])
+class Sized:
+    """A key as far as its size goes: to make large ones takes seconds."""
+
+    def __init__(self, bits: int) -> None:
+        self.key_size = bits
+
+
+@pytest.mark.parametrize(
+    ("bits", "digest"), [(2048, "sha256"), (3071, "sha256"), (3072, "sha384"), (4095, "sha384"), (4096, "sha512")]
+)
 def test_rsa_signers_pick_the_digest_by_size(bits: int, digest: str) -> None:
-    key = rsa.generate_private_key(65537, bits)
+    assert hash_for(Sized(bits)).name == digest  # type: ignore[arg-type]
+
+
+def test_an_rsa_root_keeps_its_bytes_and_signs() -> None:
+    key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "rsa")])
     start = dt.datetime.fromtimestamp(NOW - 60, dt.UTC)
     certs = (
@@ -183,11 +197,11 @@ def test_rsa_signers_pick_the_digest_by_size(bits: int, digest: str) -> None:
     )
     key_pem = pem.Block(privatekey.PLAIN, privatekey.to_pkcs8(key)).encode()
     _, csr = new_request()
-    leaf = parse_bundle(
-        RootCA.from_pem(certs, key_pem, certs, now=NOW).sign(csr, "n", "swarm-worker", "o", 0, now=NOW)
-    )[0]
+    ca = RootCA.from_pem(certs, key_pem, certs, now=NOW)
+    assert (ca.certs, ca.key_pem, ca.signing_cert) == (certs, key_pem, certs)
+    leaf = parse_bundle(ca.sign(csr, "n", "swarm-worker", "o", 0, now=NOW))[0]
     assert leaf.parsed.signature_hash_algorithm is not None
-    assert leaf.parsed.signature_hash_algorithm.name == digest
+    assert leaf.parsed.signature_hash_algorithm.name == "sha256"
 
 
 def test_request_is_empty_and_its_key_is_pkcs8_without_inner_curve() -> None:
@@ -297,6 +311,7 @@ def test_normalising_drops_garbage_headers_and_odd_lines() -> None:
     odd = b"  junk\n" + pem.Block("A", b"x" * 100, {"h": "v"}).encode().replace(b"\n", b"\r\n") + b" tail"
     assert pem.normalize_pems(odd + b"\n" + wanted) == wanted + wanted
     assert pem.normalize_pems(b"") == pem.normalize_pems(b"pure garbage") == b""
+    assert pem.normalize_pems(b" \n\t " + wanted + b"  " + wanted) == wanted + wanted, "Go trims before each block"
 
 
 def test_proc_type_comes_first_then_byte_order() -> None:

@@ -12,11 +12,13 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from swarm.errors import BadInput, CorruptFile, Locked, Refused, TimedOut
 from swarm.paths import Paths
 from swarm.pki import pem, privatekey
+from swarm.pki.certificate import parse_bundle
 from swarm.pki.credentials import CertificateExpired, load_credentials
 from swarm.pki.keyfile import Kek, KeyFile
 from swarm.pki.request import new_request
 from swarm.pki.rootca import RootCA
 from tests.tools.authority import Authority
+from tests.unit.pki.authority import make
 
 ROOT = RootCA.create()
 HEADERS = {"raft-dek": "b25l", "raft-dek-pending": "dHdv", "raft-dek-needs-rotation": "true"}
@@ -56,6 +58,20 @@ def test_a_pair_comes_back_as_it_was_written(pair: KeyFile) -> None:
     assert (mode(pair.key), mode(pair.certificate)) == (0o600, 0o644)
     assert pair.key.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----\nkek-version: 0\n\n")
     assert not pair.first_phase.exists()
+
+
+def test_an_intermediate_behind_blanks_is_written_too_and_the_directory_made(tmp_path: Path) -> None:
+    base = make("swarm-ca", start=1.6e9, end=4e9)
+    middle = base.issue("middle", start=1.6e9, end=4e9)
+    key, csr = new_request()
+    ca = RootCA.from_pem(base.pem, middle.key_pem, middle.pem, b" \n  " + middle.pem)
+    chain = ca.sign(csr, "node1", "swarm-manager", "org1", 7200)
+    paths = Paths(tmp_path / "a" / "b", tmp_path / "run")
+    KeyFile.of(paths).write(chain, key)
+    paths.root_cert.write_bytes(base.pem)
+    assert paths.node_cert.read_bytes() == parse_bundle(chain)[0].pem + middle.pem
+    held = load_credentials(paths)
+    assert (held.issuer_subject, held.issuer_public_key) == (ca.signer.subject, ca.signer.public_key)  # type: ignore[union-attr]
 
 
 def test_headers_survive_a_new_pair_and_a_worker_drops_them(pair: KeyFile) -> None:
@@ -204,10 +220,12 @@ def test_very_old_temporary_key_is_moved_or_dropped(pair: KeyFile) -> None:
     pair.legacy_key.write_bytes(key)
     pair.repair()
     assert pair.read().key_pem == key
-    pair.legacy_key.write_bytes(new_pair()[1])
-    pair.repair()
-    assert not pair.legacy_key.exists()
-    assert pair.read().key_pem == key
+    for other in (new_pair()[1], b"junk", b"-----BEGIN PRIVATE KEY-----\nQUJD\n-----END PRIVATE KEY-----\n"):
+        pair.legacy_key.write_bytes(other)
+        for _ in range(2):
+            pair.repair()
+            assert not pair.legacy_key.exists()
+            assert pair.read().key_pem == key
 
 
 def test_litter_of_killed_writers_goes(pair: KeyFile) -> None:
@@ -301,8 +319,6 @@ def test_credentials_of_a_foreign_root_or_broken_root_are_refused(pair: KeyFile,
 def test_certificates_that_name_no_node_are_refused(
     pair: KeyFile, paths: Paths, org: str, ou: str, name: str, text: str
 ) -> None:
-    from tests.unit.pki.authority import make
-
     root = make("swarm-ca", start=1.6e9, end=4e9)
     leaf = root.issue(name, ca=False, org=org, ou=ou, start=1.6e9, end=4e9)
     paths.root_cert.write_bytes(root.pem)

@@ -54,6 +54,18 @@ def test_the_records_are_swarmkits() -> None:
     assert token.data.startswith(b"gAAAA")
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (Record(algorithm=Record.SECRETBOX_SALSA20_POLY1305, nonce=b"n" * 23, data=b"x" * 48), "invalid nonce size"),
+        (Record(algorithm=9, data=b"x" * 48), "in a way that this node does not take"),
+    ],
+)
+def test_a_record_that_nobody_seals_is_refused_in_words(record: Record, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        unseal(base64.b64encode(record.SerializeToString()).decode(), ONE)
+
+
 def test_in_fips_mode_a_secretbox_is_not_taken() -> None:
     with pytest.raises(BadInput, match="Fernet only"):
         unseal(seal(DEK, ONE), ONE, fips=True)
@@ -156,7 +168,9 @@ def test_a_directory_that_is_not_ours_alone_is_not_used(paths: Paths, spoil: Cal
         directory.unlink() if directory.is_symlink() else directory.rmdir()
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"current": 1}', b'{"current": {"key": "!", "version": 1}}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"[" * 100_000, b'{"current": 1}', b'{"current": {"key": "!", "version": 1}}']
+)
 def test_a_spoilt_file_is_named_and_left(paths: Paths, text: bytes) -> None:
     write_unlock_keys(paths, Kek(ONE))
     file = secrets_directory(paths) / "unlock.json"

@@ -8,7 +8,7 @@ import re
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 
 from swarm.errors import BadInput
 from swarm.pki.certificate import parse_bundle
@@ -24,6 +24,7 @@ MIDDLE = ROOT.issue("middle")
 EXPIRED = make("swarm-ca", end=NOW - 1)
 EARLY = make("swarm-ca", start=NOW + 3600)
 SMALL = rsa.generate_private_key(65537, 1024)
+DSA = make("dsa", key=dsa.generate_private_key(1024))
 P224 = ec.generate_private_key(ec.SECP224R1())
 NAME_FIRST = "invalid intermediate chain - the first intermediate must have the same subject and public key"
 
@@ -70,7 +71,11 @@ def test_intermediates_follow_the_leaf_verbatim() -> None:
         (ROOT.pem, b"", b"", b"junk", "invalid intermediate chain: .*Failed to decode"),
         (ROOT.pem, b"", b"", OTHER.issue("x").pem, "invalid intermediate chain: .*unknown authority"),
         (ROOT.pem, b"", b"", ROOT.issue("x", end=NOW - 1).pem, "invalid intermediate chain: .*not valid after"),
+        (ROOT.pem, b"", b"", ROOT.issue("x", start=NOW + 60).pem, "invalid intermediate chain: .*not valid before"),
+        (ROOT.pem, b"", b"", MIDDLE.pem + OTHER.pem, "invalid intermediate chain: certificates do not form a chain"),
         (ROOT.pem, ROOT.key_pem, ROOT.pem, MIDDLE.pem, NAME_FIRST),
+        (ROOT.pem, ROOT.key_pem, ROOT.pem, ROOT.issue("swarm-ca").pem, NAME_FIRST),
+        (DSA.pem, b"", b"", b"", "unsupported signature algorithm: DSA-SHA256"),
     ],
 )  # fmt: skip
 def test_what_is_no_root_is_refused(certs: bytes, key: bytes, signer: bytes, middle: bytes, text: str) -> None:

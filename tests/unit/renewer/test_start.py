@@ -10,13 +10,17 @@ import pytest
 from procs.renewer import files
 from procs.renewer.inventory import Choice, Inventory, choose, lost_swarm
 from swarm.clock import SystemClock
-from swarm.errors import BadInput, CorruptFile, SwarmvisorError
+from swarm.errors import BadInput, CorruptFile, Locked, SwarmvisorError
+from swarm.identity import FIPS_PREFIX
 from swarm.nodeconfig import NodeConfig, save_node_config
 from swarm.paths import Paths
+from swarm.pki import pem, privatekey
 from swarm.pki.credentials import load_credentials
 from swarm.pki.keyfile import Kek, KeyFile
 from swarm.pki.rootca import RootCA
+from swarm.pki.tokens import generate_join_token
 from swarm.remotes import Peer, save_peers
+from tests.tools.authority import Authority
 
 CLOCK = SystemClock()
 
@@ -202,3 +206,55 @@ def test_key_headers_of_the_manager_survive_a_restart_of_the_renewer(founded: Pa
     KeyFile.of(founded).view_and_update_headers(lambda _: {"raft-dek": "x"})
     files.begin(founded, CLOCK)
     assert KeyFile.of(founded).read().headers == {"raft-dek": "x"}
+
+
+@pytest.mark.parametrize("gone", ["node_key and node_cert", "root_cert"])
+def test_a_part_of_the_certificates_of_no_swarm_is_replaced_as_a_whole(founded: Paths, gone: str) -> None:
+    before = load_credentials(founded)
+    founded.bootstrap_root_key.unlink()
+    for name in gone.split(" and "):
+        missing: Path = getattr(founded, name)
+        missing.unlink()
+    after, _ = files.begin(founded, CLOCK)
+    assert after.root_digest != before.root_digest
+    assert after.key_pem != before.key_pem
+    assert after.cluster_id != before.cluster_id
+
+
+@pytest.mark.parametrize("fips", [True, False])
+def test_a_fips_swarms_certificate_is_for_fips_nodes_and_any_other_for_both(paths: Paths, fips: bool) -> None:
+    authority = Authority(cluster_id=f"{FIPS_PREFIX}swarm")
+    held = authority.bootstrap(paths)
+    save_node_config(paths.node_toml, NodeConfig(fips=fips))
+    before = content(paths)
+    if fips:
+        assert files.begin(paths, CLOCK)[0] == held
+    else:
+        with pytest.raises(BadInput, match="^node is not FIPS-enabled but cluster requires FIPS$"):
+            files.begin(paths, CLOCK)
+        assert content(paths) == before
+    other = Authority().issue("worker")
+    KeyFile.of(paths).write(other.certificate_pem, other.key_pem)
+    paths.root_cert.write_bytes(other.root_pem)
+    paths.join_token.write_text(generate_join_token(other.root_pem, fips=True))
+    assert files.begin(paths, CLOCK)[0] == other, "what is on disk wins over the token"
+
+
+@pytest.mark.parametrize("fips", [True, False])
+def test_a_fips_node_founds_a_fips_swarm(paths: Paths, fips: bool) -> None:
+    save_node_config(paths.node_toml, NodeConfig(fips=fips))
+    assert files.begin(paths, CLOCK)[0].cluster_id.startswith(FIPS_PREFIX) is fips
+    assert paths.node_key.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----"), "PKCS#8 in either case"
+
+
+def test_a_key_that_is_encrypted_with_md5_is_none_for_a_fips_node(founded: Paths) -> None:
+    plain = privatekey.to_pkcs8(privatekey.load_pem(load_credentials(founded).key_pem))
+    sealed, headers = privatekey.encrypt_legacy(plain, b"unlock")
+    founded.node_key.write_bytes(pem.Block(privatekey.LEGACY, sealed, headers).encode())
+    before = content(founded)
+    with pytest.raises(Locked):
+        files.begin(founded, CLOCK)
+    save_node_config(founded.node_toml, NodeConfig(fips=True))
+    with pytest.raises(CorruptFile, match=r"swarm-node\.key: unsupported key format due to FIPS compliance"):
+        files.begin(founded, CLOCK)
+    assert {**content(founded), "node.toml": ""} == {**before, "node.toml": ""}

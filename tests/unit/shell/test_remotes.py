@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from swarm.errors import CorruptFile
-from swarm.remotes import NoRemotes, Peer, Remotes, load_peers, save_peers
+from swarm.remotes import DEFAULT_WEIGHT, NoRemotes, Peer, Remotes, load_peers, save_peers
 
 A, B = Peer("a", "a:1"), Peer("b", "b:1")
 
@@ -43,6 +43,39 @@ def test_selection_follows_weights_and_still_tries_the_bad_one() -> None:
     picks = Counter(remotes.select(uniform=lambda _low, high, i=i: high * i / 10_000) for i in range(1, 10_001))
     assert picks[B] == pytest.approx(10_000 * 0.001 / total, abs=2)
     assert picks[B] >= 1
+
+
+def picks(remotes: Remotes, number: int = 10_000) -> Counter[Peer]:
+    """How often each is chosen by points spread evenly over all there are."""
+    return Counter(remotes.select(uniform=lambda _, high, i=i: high * i / number) for i in range(1, number + 1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        ([10] * 5, [1] * 5),  # even
+        ([0, 0, 0], [1, 1, 1]),  # nobody is known to be good
+        ([-10, -10], [1, 1]),
+        ([1, 256, 256], [1, 256, 256]),  # large ranges
+        ([10, 10, -10], [1, 1, 0.0001]),
+    ],
+)
+def test_managers_are_chosen_in_proportion_to_their_weights(weights: list[int], shares: list[float]) -> None:
+    remotes = Remotes()
+    peers = [Peer(str(number), f"{number}:1") for number in range(len(weights))]
+    for peer, weight in zip(peers, weights, strict=True):
+        for _ in range(12):  # until it has moved all the way
+            remotes.observe(peer, weight)
+    found, whole = picks(remotes), sum(shares)
+    for peer, share in zip(peers, shares, strict=True):
+        assert found[peer] == pytest.approx(10_000 * share / whole, rel=0.02, abs=3)
+
+
+def test_one_bad_observation_of_three_leaves_less_than_a_thousandth_of_the_choices() -> None:
+    remotes = Remotes([A, B, Peer("c", "c:1")])
+    remotes.observe(A, -DEFAULT_WEIGHT)
+    assert picks(remotes)[A] < 10
+    assert remotes.select(uniform=lambda _low, _high: 0.0) == A, "yet it may be"
 
 
 @pytest.mark.parametrize("excluded", ["a", "a:1"])

@@ -8,6 +8,7 @@ import pytest
 
 from procs.workload import endings as endings_module
 from procs.workload.endings import Endings
+from swarm.errors import CorruptFile
 from swarm.identity import new_id
 from swarm.workload import EXIT, TaskExit
 
@@ -58,3 +59,12 @@ def test_what_cannot_be_written_is_told_and_retried(tmp_path: Path, monkeypatch:
     assert TaskExit.load(tmp_path / late.task_id / EXIT) == late
     endings.write(lost)
     assert endings.close(20.0) == [lost.task_id]
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"task_id": "a", "boot_id": 1}{'])
+def test_a_record_that_cannot_be_read_is_named_and_left(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "exit"
+    path.write_bytes(raw)
+    with pytest.raises(CorruptFile, match="exit: not a TaskExit"):
+        TaskExit.load(path)
+    assert path.read_bytes() == raw
