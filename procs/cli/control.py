@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import grpc
 
+from procs.cli import certificate
+from procs.cli.observed import NO_NODE
 from swarm import dial
 from swarm.api import control_pb2 as api
 from swarm.api import objects_pb2
@@ -142,19 +144,28 @@ def translate(error: grpc.RpcError) -> SwarmvisorError:
     return Refused(text) if code in _REFUSALS else SwarmvisorError(text)
 
 
+def _no_manager(paths: Paths) -> Unreachable:
+    """Why no manager can be asked here, by what this node is."""
+    on_disk = certificate.read(paths)
+    if on_disk is not None and on_disk.role == "worker":
+        return Unreachable(
+            "this node is a worker, and only managers know the swarm",
+            remedy=f"use the command on a manager (`swarmvisor node promote {on_disk.node_id}` there makes this one)",
+        )
+    return Unreachable("no manager runs on this node", remedy="run `swarmvisor up`; if it is up, `swarmvisor status`")
+
+
 @contextmanager
 def connect(paths: Paths) -> Iterator[Control]:
     """The control API of this node's manager. Raises Unreachable, in words, where there is none."""
     if not paths.node_toml.exists():
-        raise Unreachable(f"this host is not a node ({paths.state} has no node.toml)", remedy="run `swarmvisor init`")
+        raise Unreachable(f"this host is not a node ({paths.state} has no node.toml)", remedy=NO_NODE)
     try:
         root = paths.root_cert.read_bytes()
     except FileNotFoundError:
         raise Unreachable("this node has no certificate yet", remedy="see `swarmvisor status`") from None
     if not paths.control_socket.exists():
-        raise Unreachable(
-            "no manager runs on this node", remedy="run `swarmvisor up`, or use the command on a manager of the swarm"
-        )
+        raise _no_manager(paths)
     channel = dial.control_channel_sync(paths, root)
     try:
         yield Control(channel)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from ipc import topics
-from ipc.bus import Bus
 from procs.cli import footprint, lifecycle
 from procs.cli.init import create
 from procs.cli.observed import explain_end, is_hopeless, look, supervisor_pid
@@ -19,9 +19,12 @@ from procs.cli.summary import print_running, typed
 from swarm.errors import BadInput, Refused, SwarmvisorError, TimedOut, Unreachable
 from swarm.files import remove_durably
 from swarm.joining import Trouble
-from swarm.nodeconfig import NodeConfig, validate
+from swarm.nodeconfig import NodeConfig, split_host_port, validate
 from swarm.paths import Paths
 from swarm.pki.tokens import JoinToken
+
+if TYPE_CHECKING:
+    from ipc.bus import Bus
 
 TRIES = 5
 """Tries of the renewer after which the command gives up on an address where nobody answers (reference §5.7)."""
@@ -99,8 +102,11 @@ def command(
 
 
 def with_port(address: str) -> str:
-    """`HOST` means its port 2377, as in Docker."""
-    return address if address.rstrip("0123456789").endswith(":") else f"{address}:{DEFAULT_PORT}"
+    """`HOST` means its port 2377, as in Docker. Raises BadInput."""
+    whole = address if address.rstrip("0123456789").endswith(":") else f"{address}:{DEFAULT_PORT}"
+    if not split_host_port(whole, "the manager's address")[0]:
+        raise BadInput(f"the manager's address: {address!r} is not HOST:PORT", remedy="it lacks the host")
+    return whole
 
 
 def check_token(text: str, *, fips: bool) -> JoinToken:
@@ -123,13 +129,15 @@ def refuse_members(paths: Paths) -> None:
             remedy="see `swarmvisor status` how far it is; `swarmvisor leave` gives up",
         )
     raise Refused(
-        "This node is already part of a swarm.", remedy="use `swarmvisor leave` to leave it and join another one"
+        "This node is already part of a swarm", remedy="use `swarmvisor leave` to leave it and join another one"
     )
 
 
 def _wait_joined(paths: Paths, deadline: float, timeout: float, tell: Callable[[str], None]) -> None:
     """Until the renewer has a certificate. Raises Refused, BadInput, Unreachable, _Ended where it is hopeless;
     TimedOut where it is not, and then it goes on."""
+    from ipc.bus import Bus  # late: zmq; loaded while supervisord started
+
     pid = supervisor_pid(paths.supervisor_socket)
     handle = os.pidfd_open(pid) if pid else None
     try:

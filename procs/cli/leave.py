@@ -10,7 +10,7 @@ import click
 from ipc import topics
 from ipc.bus import Bus
 from procs.cli import certificate, footprint, lifecycle
-from procs.cli.observed import look
+from procs.cli.observed import NO_NODE, look
 from procs.cli.progress import Progress
 from swarm.errors import CorruptFile, Refused, SwarmvisorError
 from swarm.paths import Paths
@@ -30,7 +30,7 @@ def command(paths: Paths, force: bool) -> None:
     The managers are told nothing: to them the node is down. `swarmvisor node rm` there removes it from the listing.
     """
     if not paths.node_toml.exists() and not (force and footprint.left_overs(paths)):
-        raise Refused("this node is not part of a swarm", remedy="`swarmvisor init` makes it one")
+        raise Refused("this node is not part of a swarm", remedy=NO_NODE)
     if not force:
         _refuse_where_much_is_lost(paths)
     with Progress() as tell:

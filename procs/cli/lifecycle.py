@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 
 from ipc import topics
-from ipc.bus import Bus
-from procs.cli.observed import look, order, supervisor_pid, wait_for_end, wait_ready
+from procs.cli.observed import NO_NODE, look, order, supervisor_pid, wait_for_end, wait_ready
 from procs.cli.supervisord_conf import PROGRAMS, write_configuration
 from swarm.errors import Refused, SwarmvisorError, TimedOut, Twin, Unreachable
 from swarm.lock import TWIN_DEADLINE, ProcessLock
@@ -20,7 +19,7 @@ from swarm.nodeconfig import load_node_config
 from swarm.paths import PROCESSES, Paths
 from swarm.process import SUPERVISOR_PID_VARIABLE, make_directories
 from swarm.supervisor_rpc import ALREADY_STARTED, NOT_RUNNING, SHUTDOWN_STATE, SupervisorClient, SupervisorFault
-from swarm.tmpfs import tasks_in_memory
+from swarm.tmpfs import release, tasks_in_memory
 
 READY_TIMEOUT = 60.0
 """Seconds that `init` and `up` wait for the node to be ready, unless told otherwise."""
@@ -50,7 +49,7 @@ def need_node(paths: Paths) -> None:
     except FileNotFoundError as error:
         raise Refused(
             f"there is no node in {paths.state}",
-            remedy="create one with `swarmvisor init`, or name it with --state-dir",
+            remedy=f"{NO_NODE}; or name the node with --state-dir",
         ) from error
 
 
@@ -108,6 +107,8 @@ def _spawn(paths: Paths) -> None:
             env=_environment(),
             start_new_session=True,
         )
+    from ipc.bus import Bus  # late: zmq, loaded while supervisord starts
+
     deadline = time.monotonic() + _SUPERVISOR_START
     handle = os.pidfd_open(child.pid)
     try:
@@ -214,6 +215,7 @@ def _forget_secrets(paths: Paths) -> None:
         return  # there is no such place, so no task ever had one
     if place.exists():
         shutil.rmtree(place)
+    release(paths.tasks_mount)
 
 
 def _shut_down(client: SupervisorClient, pid: int, what: str) -> None:
@@ -229,12 +231,17 @@ def _shut_down(client: SupervisorClient, pid: int, what: str) -> None:
     wait_for_end(pid, patience, what)
 
 
-def _stop_around_workload(paths: Paths, pid: int, tell: Tell) -> None:
-    """End all but the workload. supervisord would stop it too, so it is killed; what is left lives on (DESIGN §8)."""
+def stop_processes(paths: Paths, tell: Tell) -> None:
+    """End the node's own processes under its supervisord, which stays, and so do the tasks. `begin_anew` undoes it."""
     client = SupervisorClient(paths.supervisor_socket, timeout=60.0)
     for name in _STOPPED_FIRST:
         tell(f"stopping {name}")
         order(client, "supervisor.stopProcess", name, NOT_RUNNING)
+
+
+def _stop_around_workload(paths: Paths, pid: int, tell: Tell) -> None:
+    """End all but the workload. supervisord would stop it too, so it is killed; what is left lives on (DESIGN §8)."""
+    stop_processes(paths, tell)
     handle = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -247,7 +254,7 @@ def _stop_around_workload(paths: Paths, pid: int, tell: Tell) -> None:
 def _sweep(paths: Paths, *, keep_workload: bool) -> None:
     """Remove what ended processes leave in the runtime directory: not every socket is unlinked by its owner."""
     kept = {paths.workload_socket, paths.workload_conf, paths.workload_pid, paths.bus_socket("workload")}
-    files = {*paths.sockets(), paths.supervisor_conf, paths.supervisor_pid, *kept}
+    files = {*paths.sockets(), paths.control_certificate, paths.supervisor_conf, paths.supervisor_pid, *kept}
     for path in files - (kept if keep_workload else set()):
         path.unlink(missing_ok=True)
     for directory in (paths.runtime / "metrics", paths.bus, paths.runtime):
@@ -265,5 +272,5 @@ def ready(paths: Paths, timeout: float, tell: Tell) -> topics.Node:
         if handle is not None:
             os.close(handle)
     if node.state == "locked":
-        raise Refused(f"the node is up and locked: {node.cause}", remedy="unlock it with `swarmvisor unlock`")
+        raise Refused(f"the node is up and locked: {node.cause}")  # which says what to do, as `status` does
     return node

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipc import topics
-from ipc.bus import Bus
 from swarm.errors import Refused, SwarmvisorError, TimedOut, Unreachable
 from swarm.exits import ExitCode
 from swarm.paths import Paths
 from swarm.supervisor_rpc import SupervisorClient, SupervisorFault
+
+if TYPE_CHECKING:
+    from ipc.bus import Bus
 
 NODE_TOPICS = ("node", "certificate", "role", "remotes", "manager", "agent", "node.changes", "process.*")
 
@@ -25,6 +27,9 @@ GATHER = 1.0
 
 FAILURE_GRACE = 2.0
 """Seconds for which `failed` must stand: right after `up` it may be the news of before."""
+
+NO_NODE = "create a swarm with `swarmvisor init`, or join one with `swarmvisor join`"
+"""What to do on a host that is no node."""
 
 B = TypeVar("B")
 
@@ -60,6 +65,8 @@ def look(paths: Paths) -> View:
     view = View(supervisor_pid(paths.supervisor_socket), workload_pid=supervisor_pid(paths.workload_socket))
     if not paths.bus.is_dir():
         return view
+    from ipc.bus import Bus  # late: zmq; who starts a node loads it while supervisord starts
+
     with Bus(paths.bus, None, NODE_TOPICS) as bus:
         if view.supervisor_pid:
             _gather(bus, paths)
@@ -81,10 +88,14 @@ def _gather(bus: Bus, paths: Paths) -> None:
         topics.MANAGER,
     }
     deadline = time.monotonic() + GATHER
-    while time.monotonic() < deadline:
-        bus.poll(min(0.05, GATHER))
-        if all(bus.complete(owner) for owner in (topics.SUPERVISOR, *owners)):
-            return
+    while (left := deadline - time.monotonic()) > 0 and not _all_said(bus, {topics.SUPERVISOR, *owners}):
+        bus.poll(left)
+
+
+def _all_said(bus: Bus, owners: set[str]) -> bool:
+    """One that has just begun is complete with nothing at all: each has something to say."""
+    heard = {value.proc for value in bus.values().values()}
+    return owners <= heard and all(bus.complete(owner) for owner in owners)
 
 
 def wait_ready(paths: Paths, timeout: float, tell: Callable[[str], None], watch: tuple[int, ...] = ()) -> topics.Node:
@@ -93,6 +104,8 @@ def wait_ready(paths: Paths, timeout: float, tell: Callable[[str], None], watch:
     `tell` gets each new cause in words; a readable descriptor in `watch` ends the wait (a supervisord that died).
     Raises TimedOut, Refused (no node here), SwarmvisorError naming what failed.
     """
+    from ipc.bus import Bus  # late: zmq; who starts a node loads it while supervisord starts
+
     deadline = time.monotonic() + timeout
     failed_at: float | None = None
     said = ""

@@ -12,7 +12,7 @@ import click
 
 from ipc import topics
 from procs.cli import certificate, ownroles
-from procs.cli.observed import View, explain_end, is_hopeless, last_error, look
+from procs.cli.observed import NO_NODE, View, explain_end, is_hopeless, last_error, look
 from procs.cli.output import FORMATS, Column, Row, print_json, table
 from swarm.errors import CorruptFile
 from swarm.nodeconfig import NodeConfig, load_node_config
@@ -97,7 +97,7 @@ def _node(paths: Paths, view: View, config: NodeConfig | None, trouble: list[str
         said = last_error(paths.logs / "coordinator.log")
         state, cause, step = "starting", said or "the coordinator says nothing", ""
     elif not paths.node_toml.exists():
-        state, cause, step = "uninitialized", f"there is no node in {paths.state}", ""
+        state, cause, step = "uninitialized", f"there is no node in {paths.state}; {NO_NODE}", ""
     else:
         kept = ", its tasks keep running" if view.workload_pid else ""
         state, cause, step = "down", f"not started{kept}{_last_words(paths, trouble)}", ""

@@ -5,15 +5,14 @@ Absolute times do not carry to another machine; the peers' were measured on one 
 
 from __future__ import annotations
 
-from tests.bench import bus, node, roles
+from tests.bench import bus, joining, node, roles
 
 
 def main() -> None:
     print(f"{'what':48} {'here':24} {'swarmd / dockerd':26} aim")
-    for what, ours, peers, aim in node.report():
-        print(f"{what:48} {ours:24} {peers:26} {aim}", flush=True)
-    for what, ours, peers, aim in roles.report():
-        print(f"{what:48} {ours:24} {peers:26} {aim}", flush=True)
+    for part in (node, joining, roles):
+        for what, ours, peers, aim in part.report():
+            print(f"{what:48} {ours:24} {peers:26} {aim}", flush=True)
     print("\nbus")
     bus.main()
 

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 import pytest
 
 from procs.cli import control
 from swarm.api import objects_pb2
 from swarm.errors import BadInput, NoLeader, Refused, SwarmvisorError, TimedOut, Unreachable
+from swarm.nodeconfig import NodeConfig, save_node_config
+from swarm.paths import Paths
+from swarm.pki.certificate import MANAGER_OU, WORKER_OU
+from swarm.pki.keyfile import KeyFile
+from swarm.pki.request import new_request
+from swarm.pki.rootca import RootCA
+
+
+def asked_at(paths: Paths) -> str:
+    with pytest.raises(Unreachable) as refusal, control.connect(paths):
+        pass
+    return refusal.value.describe()
+
+
+def test_a_host_that_is_no_node_is_told_both_ways_to_become_one(tmp_path: Path) -> None:
+    told = asked_at(Paths(tmp_path, tmp_path / "run"))
+    assert "`swarmvisor init`" in told
+    assert "`swarmvisor join`" in told
+
+
+def test_a_worker_is_not_told_to_start_a_manager_that_it_has_not(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, tmp_path / "run")
+    save_node_config(paths.node_toml, NodeConfig())
+    authority = RootCA.create()
+    for unit, words in ((WORKER_OU, "this node is a worker"), (MANAGER_OU, "no manager runs on this node; run")):
+        key, csr = new_request()
+        KeyFile.of(paths).write(authority.sign(csr, "me", unit, "swarm", 7_776_000), key)
+        paths.root_cert.write_bytes(authority.certs)
+        told = asked_at(paths)
+        assert words in told
+        assert ("`swarmvisor up`" in told) == (unit == MANAGER_OU)
 
 
 def service(id_: str, name: str) -> objects_pb2.Service:

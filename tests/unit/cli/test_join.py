@@ -53,6 +53,12 @@ def test_the_port_may_be_left_out() -> None:
         assert validate(NodeConfig(join_addr=meant)).join_addr == meant
 
 
+@pytest.mark.parametrize("typed", ["a:b:c", "host:99999", "127.0.0.1:", ":2377", ""])
+def test_an_address_that_is_none_is_refused_in_words_of_the_command(typed: str) -> None:
+    with pytest.raises(BadInput, match=r"^the manager's address: .* is not HOST:PORT"):
+        with_port(typed)
+
+
 def test_labels_are_pairs() -> None:
     assert labels(CONTEXT, PARAMETER, ("a=b=c", "d=")) == {"a": "b=c", "d": ""}
     with pytest.raises(click.BadParameter, match="not KEY=VALUE"):
@@ -111,5 +117,8 @@ def test_a_member_does_not_join_again(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="joining a swarm already"):
         refuse_members(paths)
     paths.join_token.unlink()
-    with pytest.raises(Refused, match=r"This node is already part of a swarm"):
+    with pytest.raises(Refused, match=r"This node is already part of a swarm") as refusal:
         refuse_members(paths)
+    assert refusal.value.describe() == (
+        "This node is already part of a swarm; use `swarmvisor leave` to leave it and join another one"
+    )

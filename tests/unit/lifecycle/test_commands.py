@@ -90,7 +90,8 @@ def test_unknown_commands_and_options_are_usage_errors(run) -> None:
 def test_without_a_node_there_is_nothing_to_do(run, command: list[str]) -> None:
     code, _, err = run(*command)
     assert code == Exit.REFUSED
-    assert "init" in err
+    assert "`swarmvisor init`" in err
+    assert "`swarmvisor join`" in err
 
 
 def test_down_without_a_node_is_done_already(run, paths: Paths) -> None:
@@ -102,7 +103,9 @@ def test_down_without_a_node_is_done_already(run, paths: Paths) -> None:
 def test_status_without_a_node(run) -> None:
     code, out, _ = run("status", "-o", "json")
     assert code == Exit.DONE
-    assert json.loads(out)["node"]["state"] == "uninitialized"
+    node = json.loads(out)["node"]
+    assert node["state"] == "uninitialized"
+    assert "`swarmvisor join`" in node["cause"]
 
 
 def test_init_without_start_writes_only_what_was_asked(run, paths: Paths) -> None:
