@@ -407,7 +407,7 @@ async def _learn(addr: str, root_pem: bytes) -> bool:
 def _memory(paths: Paths, log: logging.Logger) -> Path | None:
     """Where tasks get their secrets and configs; without such a place tasks that have some are refused."""
     try:
-        return tasks_in_memory(paths)
+        return tasks_in_memory(paths, mount=True)
     except Refused as error:
         log.warning("%s", error.describe())
         return None

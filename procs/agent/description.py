@@ -32,7 +32,7 @@ def describe(
         ),
         engine=types_pb2.EngineDescription(engine_version=VERSION),
         tls_info=tls,
-        fips=False,
+        fips=config.fips,
     )
     for kind, value in sorted(config.generic_resources.items()):
         _add_generic(description.resources, kind, value)

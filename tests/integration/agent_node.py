@@ -273,10 +273,11 @@ class AgentNode:
             stdout=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
 
-    async def start_agent(self) -> asyncio.subprocess.Process:
+    async def start_agent(self, *program: str) -> asyncio.subprocess.Process:
+        """`program`: what Python runs in place of the agent's module."""
         log = (self.paths.logs / "agent.log").open("ab")
         self.agent = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "procs.agent", "--log-level", "debug",
+            sys.executable, *(program or ("-m", "procs.agent")), "--log-level", "debug",
             "--state-dir", str(self.paths.state), "--runtime-dir", str(self.paths.runtime), stderr=log,
         )  # fmt: skip
         log.close()

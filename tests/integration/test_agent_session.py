@@ -7,6 +7,7 @@ import os
 import signal
 
 import grpc
+import pytest
 
 from ipc import topics
 from swarm.api import dispatcher_pb2, types_pb2
@@ -57,8 +58,11 @@ async def test_the_node_describes_itself_and_tells_the_bus_what_the_manager_said
             ("manager1", "192.0.2.1:2377"),
         ]
         dispatcher.node.role = types_pb2.MANAGER
+        dispatcher.node.VXLANUDPPort = 99
         dispatcher.say()
-        await node.bus.wait("node.changes", lambda v: v.body.observed_role == "manager", DEADLINE)
+        later = await node.bus.wait("node.changes", lambda v: v.body.observed_role == "manager", DEADLINE)
+        assert later.body.vxlan_port == 4789, "99 is no port for it: the one before is kept"
+        assert "VXLAN UDP port 99 is not in the range" in node.log()
         assert len(dispatcher.requests) == 1
 
 
@@ -166,6 +170,30 @@ async def test_a_new_certificate_makes_a_new_channel_and_keeps_the_session() -> 
         assert dispatcher.requests[1].session_id == first.session_id
         new = node.credentials.fingerprint
         await node.bus.wait("node.changes", lambda v: v.body.under.fingerprint == new, DEADLINE)
+        assert (await node.agent_says("ready")).session_id == first.session_id
+
+
+HASTY = """
+import sys
+from procs.agent import __main__, agent
+agent.DESCRIPTION_PERIOD = 0.05
+sys.exit(__main__.main())
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be taken away")
+async def test_what_the_node_is_is_told_anew_when_it_has_changed_in_the_same_session() -> None:
+    authority, dispatcher = Authority(), ScriptedDispatcher()
+    async with serving(authority, dispatcher) as addr, agent_node(authority, addr, supervisord=False) as node:
+        agent = await node.start_agent("-c", HASTY)
+        first = await node.agent_says("ready")
+        os.sched_setaffinity(agent.pid, {min(os.sched_getaffinity(agent.pid))})
+        await dispatcher.until(lambda: len(dispatcher.requests) == 2, "another description")
+        before, after = (request.description for request in dispatcher.requests)
+        assert before.resources.nano_cpus > after.resources.nano_cpus == 10**9
+        before.resources.nano_cpus = after.resources.nano_cpus
+        assert before == after
+        assert dispatcher.requests[1].session_id == first.session_id, "resumed: Docker limits registrations only"
         assert (await node.agent_says("ready")).session_id == first.session_id
 
 

@@ -25,6 +25,8 @@ from swarm.errors import CorruptFile
 from swarm.joining import JoinFailed, Trouble, load_joining
 from swarm.nodeconfig import NodeConfig, save_node_config
 from swarm.paths import Paths
+from swarm.pki.certificate import parse_bundle
+from swarm.pki.chain import validate_chain
 from swarm.pki.credentials import Credentials, load_credentials
 from swarm.pki.keyfile import Kek
 from swarm.pki.rootca import RootCA
@@ -55,6 +57,7 @@ class Script(ca_pb2_grpc.NodeCAServicer, ca_pb2_grpc.CAServicer):
     unit: str = "swarm-worker"
     organization: str = ""
     state: int = State.ISSUED
+    why: str = "no such key"
     wrong_echoes: int = 0
     unlock_key: bytes = b""
     fails: list[grpc.StatusCode] = field(default_factory=list)
@@ -63,6 +66,7 @@ class Script(ca_pb2_grpc.NodeCAServicer, ca_pb2_grpc.CAServicer):
     availabilities: list[int] = field(default_factory=list)
     callers: list[bool] = field(default_factory=list)
     bundle: bytes = b""
+    polled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def GetRootCACertificate(self, request: Any, context: Any) -> Any:  # noqa: N802
         return ca_pb2.GetRootCACertificateResponse(certificate=self.bundle or self.authority.root.certs)
@@ -78,12 +82,13 @@ class Script(ca_pb2_grpc.NodeCAServicer, ca_pb2_grpc.CAServicer):
         return ca_pb2.IssueNodeCertificateResponse(node_id=node_id)
 
     async def NodeCertificateStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.polled.set()
         if self.fails:
             await context.abort(self.fails.pop(0), "scripted")
         csr = self.nodes[request.node_id]
         answer = ca_pb2.NodeCertificateStatusResponse()
         answer.status.state = self.state  # type: ignore[assignment]
-        answer.status.err = "no such key"
+        answer.status.err = self.why
         if self.wrong_echoes:
             self.wrong_echoes -= 1
             answer.certificate.csr = b"another"
@@ -109,9 +114,11 @@ class Bench:
     addr: str
     fips: bool = False
     clock: Shifted = field(default_factory=Shifted)
+    patience: float = 20.0
 
     async def join(self) -> tuple[Credentials, Kek]:
-        return await Joiner(self.paths, self.addr, "pause", self.fips, self.clock, LOG, issue_timeout=20.0).join()
+        joiner = Joiner(self.paths, self.addr, "pause", self.fips, self.clock, LOG, issue_timeout=self.patience)
+        return await joiner.join()
 
     async def fails(self, trouble: Trouble, words: str) -> JoinFailed:
         with pytest.raises(JoinFailed) as raised:
@@ -243,6 +250,45 @@ async def test_tokens_are_told_apart(bench: Bench) -> None:
 async def test_the_digest_is_over_the_exact_bytes_of_the_bundle(bench: Bench) -> None:
     bench.script.bundle = bench.script.authority.root.certs + b"\n"
     await bench.fails(Trouble.DIGEST, "does not match fingerprint")
+
+
+async def test_the_root_may_be_a_bundle_and_one_that_is_there_already_is_kept_as_it_is(bench: Bench) -> None:
+    other = Authority(bench.script.authority.cluster_id)
+    bundle = bench.script.bundle = other.root.certs + b"# kept\n" + bench.script.authority.root.certs
+    await bench.fails(Trouble.DIGEST, "does not match fingerprint")
+    bench.script.token = generate_join_token(bundle)
+    bench.paths.join_token.write_text(bench.script.token)
+    joined, _ = await bench.join()
+    assert bench.paths.root_cert.read_bytes() == joined.root_pem == bundle
+    for issued in (joined, other.issue("worker")):
+        assert validate_chain(parse_bundle(bundle), issued.certificate_pem).leaf.fingerprint == issued.fingerprint
+    marked = bench.script.authority.root.certs + b"\n\n"
+    bench.paths.root_cert.write_bytes(marked)
+    again, _ = await bench.join()
+    assert bench.paths.root_cert.read_bytes() == again.root_pem == marked
+    assert (again.node_id, joined.node_id) == ("node1", "node0")
+
+
+async def test_a_request_that_is_not_signed_yet_is_asked_after_until_the_time_is_up(bench: Bench) -> None:
+    bench.script.state, bench.script.why, bench.patience = State.PENDING, "", 0.3
+    await bench.fails(Trouble.OTHER, "the swarm did not sign the certificate within 0.3 s")
+    bench.patience = 20.0
+    bench.script.polled.clear()
+    trying = asyncio.create_task(bench.join())
+    await asyncio.wait_for(bench.script.polled.wait(), 20)
+    bench.script.fails, bench.script.state = [grpc.StatusCode.DEADLINE_EXCEEDED], State.ISSUED
+    joined, _ = await trying
+    assert (joined.node_id, list(bench.script.nodes)) == ("node0", ["node0"])
+    assert bench.script.fails == []
+
+
+async def test_a_fips_node_may_join_any_swarm(bench: Bench) -> None:
+    bench.fips = True
+    bench.paths.join_token.write_text(generate_join_token(RootCA.create().certs, fips=True))
+    await bench.fails(Trouble.DIGEST, "does not match fingerprint")
+    bench.paths.join_token.write_text(bench.script.token)
+    joined, _ = await bench.join()
+    assert joined.cluster_id == bench.script.authority.cluster_id
 
 
 async def test_a_fips_swarm_refuses_a_node_that_is_not_and_takes_one_that_is(bench: Bench) -> None:

@@ -83,7 +83,9 @@ async def test_a_ca_that_fails_is_asked_again_and_the_step_says_so() -> None:
         assert said.next_try_at
         step = await node.says("node", lambda n: "attempt 1" in n.step, "the node tells the attempt")
         assert step.step.startswith("waiting for a certificate of role manager, attempt 1: ")
-        roles = (await status(node))["roles"]
+        shown = await status(node)
+        assert shown["vxlan_port"] == node.peer.node.VXLANUDPPort > 0
+        roles = shown["roles"]
         assert (roles["desired"], roles["observed"], roles["certificate"]) == ("manager", "manager", "worker")
         pattern = (
             r"the swarm wants the role manager; waiting for certificate, attempt \d+(, next in \d+ s)?: .*hiccups.*"

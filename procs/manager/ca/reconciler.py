@@ -47,7 +47,8 @@ class Reconciler:
             self._wake.clear()
             delay = await self._step()
             try:
-                await asyncio.wait_for(self._wake.wait(), delay)
+                async with asyncio.timeout(delay):  # wait_for loses a cancellation that comes together with the event
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

@@ -133,7 +133,8 @@ class Term:
             delay = deadline - self.clock.monotonic()
             if delay > 0:
                 try:
-                    await asyncio.wait_for(self._rearm.wait(), delay)
+                    async with asyncio.timeout(delay):  # wait_for loses a cancellation that comes with the event
+                        await self._rearm.wait()
                 except TimeoutError:
                     pass
                 else:

@@ -35,6 +35,11 @@ def test_the_description_is_whole(tmp_path: Path) -> None:
     assert describe(config, TLS, meminfo=meminfo) == told
 
 
+@pytest.mark.parametrize("fips", [True, False])
+def test_a_fips_node_says_so(fips: bool) -> None:
+    assert describe(NodeConfig(fips=fips), TLS).fips is fips
+
+
 def test_a_machine_without_memory_is_not_believed() -> None:
     with pytest.raises(ValueError, match="MemTotal"):
         memory_bytes("MemFree: 1 kB\n")

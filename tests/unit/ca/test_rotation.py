@@ -13,7 +13,7 @@ from procs.manager.ca import rotation
 from procs.manager.ca.issuance import State
 from procs.manager.ca.reconciler import Reconciler
 from procs.manager.store import Store
-from swarm.api import objects_pb2
+from swarm.api import objects_pb2, specs_pb2
 from swarm.errors import BadInput
 from swarm.pki.crosssign import cross_sign
 from swarm.pki.request import new_request
@@ -118,6 +118,69 @@ def cross_signed_subject(pem: bytes, new: RootCA) -> bytes:
 
     assert parse_bundle(pem)[0].public_key == new.pool[0].public_key
     return pem
+
+
+async def test_a_rotation_from_before_the_start_goes_on_with_nodes_that_come_meanwhile(
+    store: Store, authority: Authority
+) -> None:
+    """A node counts by its certificate alone: whether it was accepted, is up, or came during the rotation."""
+    old, new, clock = authority.root, RootCA.create(), HandClock()
+    there = cluster(authority)
+    begin(old, new)(there)
+    unaccepted = node("unaccepted", old)
+    unaccepted.spec.membership = specs_pb2.NodeSpec.PENDING
+    await put(store, there, unaccepted)
+    async with reconciling(store, authority, clock):
+        await until(store, lambda: states(store)["unaccepted"] == State.ROTATE)
+        clock.seconds += 60.0
+        await put(store, node("late", old), node("follower", new))
+        await until(store, lambda: states(store)["late"] == State.ROTATE)
+        await change(store, objects_pb2.Node, "unaccepted", lambda n: follow(n, new))
+        assert the_cluster(store).root_ca.ca_cert == old.certs, "the late one holds it up"
+        await change(store, objects_pb2.Node, "late", lambda n: follow(n, new))
+        await until(store, lambda: the_cluster(store).root_ca.ca_cert == new.certs)
+    assert states(store)["follower"] == State.ISSUED
+
+
+async def test_where_everybody_has_followed_or_been_told_nothing_is_written(store: Store, authority: Authority) -> None:
+    old, new, clock = authority.root, RootCA.create(), HandClock()
+    there = cluster(authority)
+    await put(store, there, node("a", old), node("b", new, State.ROTATE))
+    async with reconciling(store, authority, clock):
+        index = store.index
+        await change(store, objects_pb2.Node, "a", lambda n: setattr(n.description, "hostname", "x"))
+        assert store.index == index + 1, "no rotation runs"
+        await change(store, objects_pb2.Node, "a", lambda n: setattr(n.certificate.status, "state", State.ROTATE))
+        await change(store, objects_pb2.Cluster, authority.cluster_id, begin(old, new))
+        clock.seconds += 60.0
+        await change(store, objects_pb2.Node, "a", lambda n: setattr(n.description, "hostname", "y"))
+        assert store.index == index + 4, "who was told is not told again"
+        assert the_cluster(store).root_ca.ca_cert == old.certs
+
+
+async def test_it_ends_even_if_something_changes_in_the_moment_of_its_end(store: Store, authority: Authority) -> None:
+    """`asyncio.wait_for` lost the cancellation then, and the manager never came to its end."""
+    there = cluster(authority)
+    begin(authority.root, RootCA.create())(there)
+    await put(store, there, node("a", authority.root))
+    running = asyncio.create_task(Reconciler(store, authority.cluster_id, HandClock()).run())
+    await until(store, lambda: states(store)["a"] == State.ROTATE)
+    await change(store, objects_pb2.Node, "a", lambda n: setattr(n.description, "hostname", "x"))
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=5)
+    assert done
+
+
+async def test_ten_rotations_one_after_the_other_end_on_the_last_root(store: Store, authority: Authority) -> None:
+    roots, clock = [RootCA.create() for _ in range(10)], HandClock()
+    await put(store, cluster(authority), node("a", authority.root), node("b", authority.root))
+    async with reconciling(store, authority, clock):
+        for new in roots:
+            await change(store, objects_pb2.Cluster, authority.cluster_id, begin(authority.root, new))
+        for name in ("a", "b"):
+            await change(store, objects_pb2.Node, name, lambda n: follow(n, roots[-1]))
+        await until(store, lambda: the_cluster(store).root_ca.ca_cert == roots[-1].certs)
+    assert not the_cluster(store).root_ca.HasField("root_rotation")
 
 
 async def test_a_removed_node_holds_nothing_up(store: Store, authority: Authority) -> None:

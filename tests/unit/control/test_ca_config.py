@@ -156,6 +156,24 @@ REFUSED = {
         Signers({"up"}),
         NOBODY.format("desired"),
     ),
+    "what is no certificate": (
+        record(),
+        CAConfig(signing_ca_cert=b"junk"),
+        Signers(),
+        "no valid root CA certificates found",
+    ),
+    "a key of another certificate": (
+        record(),
+        CAConfig(signing_ca_cert=NEW.certs, signing_ca_key=THIRD.key_pem),
+        Signers(),
+        "certificate key mismatch",
+    ),
+    "an external root and no signer of it": (
+        record(key=False),
+        config(NEW, urls=["up@new"]),
+        Signers({"up"}),
+        NOBODY.format("current"),
+    ),
     "from one external CA to another": (
         record(key=False),
         config(NEW, key=False, urls=["up", "two@new"]),

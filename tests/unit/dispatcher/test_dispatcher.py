@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from procs.manager.authorization import Caller
-from procs.manager.dispatcher.dispatcher import Dispatcher
+from procs.manager.dispatcher.dispatcher import Dispatcher, Term
 from procs.manager.dispatcher.nodes import Timing
 from procs.manager.dispatcher.service import DispatcherService
 from procs.manager.members import SoleMember
@@ -136,6 +136,19 @@ async def test_silent_node_goes_down_and_its_session_hears_of_it(store: Store) -
         with pytest.raises(Status) as refusal:
             await asyncio.wait_for(anext(stream), 5)
         assert (refusal.value.code, refusal.value.message) == (Code.NOT_FOUND, "node not registered")
+
+
+async def test_a_term_ends_even_if_a_deadline_changes_in_the_moment_of_its_end(store: Store) -> None:
+    """`asyncio.wait_for` lost the cancellation then, and the manager never came to its end."""
+    term = Term(store, SystemClock(), "leader", Timing())
+    term.table.enter("n", "session", term.clock.monotonic())
+    running = asyncio.create_task(term.watch_timers())
+    await asyncio.sleep(0.01)
+    term.timers_changed()
+    await asyncio.sleep(0)  # the event has been seen, and not been acted on
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=5)
+    assert done
 
 
 async def test_unknown_node_is_not_registered(store: Store) -> None:
