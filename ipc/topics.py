@@ -53,7 +53,7 @@ class Certificate:
     why: str = ""
     """The last error in words, or why the certificate is in this state."""
     problem: str = ""
-    """While `joining` or `failed`: the kind of that error, `swarm.joining.Trouble`; empty: another kind."""
+    """The kind of that error where a request failed, `swarm.joining.Trouble`; empty: another kind."""
 
 
 @dataclass(frozen=True)

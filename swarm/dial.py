@@ -47,15 +47,24 @@ def control_channel(paths: Paths, root_pem: bytes) -> grpc.aio.Channel:
     """A channel to this node's manager through `control.sock`: TLS as everywhere, but file permissions are the guard,
     so no client certificate."""
     return grpc.aio.secure_channel(
-        f"unix:{paths.control_socket}", grpc.ssl_channel_credentials(root_pem), options=_options(MANAGER_NAME)
+        f"unix:{paths.control_socket}", _control_tls(paths, root_pem), options=_options(MANAGER_NAME)
     )
 
 
 def control_channel_sync(paths: Paths, root_pem: bytes) -> grpc.Channel:
     """The same for programs without asyncio."""
     return grpc.secure_channel(
-        f"unix:{paths.control_socket}", grpc.ssl_channel_credentials(root_pem), options=_options(MANAGER_NAME)
+        f"unix:{paths.control_socket}", _control_tls(paths, root_pem), options=_options(MANAGER_NAME)
     )
+
+
+def _control_tls(paths: Paths, root_pem: bytes) -> grpc.ChannelCredentials:
+    """Takes also what a manager shows there whose own certificate has expired."""
+    try:
+        stopgap = paths.control_certificate.read_bytes()
+    except FileNotFoundError:
+        stopgap = b""
+    return grpc.ssl_channel_credentials(root_pem.rstrip() + b"\n" + stopgap)
 
 
 def _options(server_name: str) -> list[ChannelOption]:

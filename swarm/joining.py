@@ -44,6 +44,8 @@ class Trouble(StrEnum):
     """Who answers there does not belong to the swarm of the token (or of the root on disk)."""
     CLOCK = "clock"
     """By this machine's clock a certificate is not valid."""
+    UNSIGNED = "unsigned"
+    """The managers took the request, and the swarm's CA cannot sign it now."""
     FIPS = "fips"
     """The swarm takes FIPS nodes only, or the other way round."""
 
@@ -51,6 +53,14 @@ class Trouble(StrEnum):
     def hopeless(self) -> bool:
         """Whether only the operator can change it: trying again as it is will not do."""
         return self in (Trouble.TOKEN, Trouble.DIGEST, Trouble.REFUSED, Trouble.OTHER_SWARM, Trouble.FIPS)
+
+
+class NoCertificate(SwarmvisorError):
+    """A node that is a member asked for a new certificate, and got none."""
+
+    def __init__(self, trouble: Trouble, message: str, *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.trouble = trouble
 
 
 class JoinFailed(SwarmvisorError):

@@ -2,7 +2,7 @@
 Ready and Err).
 
 Written when the node becomes ready, locked or failed, and when its cause changes then; read by the command line while
-no process is there to ask.
+no process is there to ask, and by the coordinator itself at its start, for `foreign`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class NodeState:
     """Unix seconds."""
     vxlan_port: int = 0
     """UDP port of the swarm's overlay networks as the node object names it; 0: not told."""
+    foreign: bool = False
+    """The swarm's managers are Docker's: this node never runs one, whatever its certificate says."""
 
 
 def save_node_state(path: Path, state: NodeState) -> None:
@@ -56,4 +58,6 @@ def load_node_state(path: Path) -> NodeState | None:
         value = said.get(name, 0)
         return value if isinstance(value, int) else 0
 
-    return NodeState(said["state"], text("cause"), text("node_id"), number("at"), number("vxlan_port"))
+    return NodeState(
+        said["state"], text("cause"), text("node_id"), number("at"), number("vxlan_port"), said.get("foreign") is True
+    )

@@ -10,6 +10,21 @@ import click
 
 from swarm.api import types_pb2
 
+_REMEDIES = {
+    "rotating from one external CA to a different external CA is not supported": "only a root's own key can sign the "
+    "next root: rotate to a root of the swarm's own first (`swarmvisor swarm ca --rotate`), then to the other signer",
+    "corresponding to the current CA certificate": "--external-ca replaces the whole list: name the signer of the "
+    "present root too (`swarmvisor swarm ca -o json` has it), and see that it answers",
+    "corresponding to the next CA certificate": "a rotation to that root is under way: see that its signer answers",
+    "corresponding to the desired CA certificate": "see that it answers at its https URL with a certificate under "
+    "the root of --ca-cert, and that the same root stands at `cacert=`",
+}
+
+
+def remedy_for(message: str) -> str:
+    """What to do about a manager's refusal that has to do with external CAs; empty: it has not."""
+    return next((remedy for text, remedy in _REMEDIES.items() if text in message), "")
+
 
 class ExternalCA(click.ParamType[types_pb2.ExternalCA]):
     """One signer (reference node-and-ca §9.1 for the texts)."""

@@ -93,6 +93,8 @@ def _why(node: objects_pb2.Node) -> str:
         return f"{name} is {state}: start it, or `swarmvisor node rm` it"
     if node.certificate.status.state == _FAILED:
         return f"{name} was refused a certificate: {node.certificate.status.err}"
+    if node.certificate.status.err:
+        return f"{name} waits for the swarm's CA: {node.certificate.status.err}"
     if node.certificate.status.state == _ROTATE:
         return f"{name} was told and has not asked yet"
     return f"{name} has not followed yet"

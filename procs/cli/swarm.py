@@ -10,13 +10,13 @@ import grpc
 
 from procs.cli import convergence, rotation
 from procs.cli.control import CALL_TIMEOUT, Control, connect, translate
-from procs.cli.externalca import ExternalCA
+from procs.cli.externalca import ExternalCA, remedy_for
 from procs.cli.output import FORMATS, print_json
 from procs.cli.values import Span, pairs
 from swarm import dial
 from swarm.api import ca_pb2, ca_pb2_grpc, objects_pb2, specs_pb2, types_pb2
 from swarm.api import control_pb2 as api
-from swarm.errors import Refused
+from swarm.errors import Refused, SwarmvisorError
 from swarm.paths import Paths
 from swarm.pki.tokens import format_unlock_key
 
@@ -80,7 +80,11 @@ def certificate_authority(
     with connect(paths) as control:
         cluster = control.cluster()
         if rotate or external or cert_expiry is not None:
-            cluster = update_cluster(control, change)
+            try:
+                cluster = update_cluster(control, change)
+            except SwarmvisorError as error:
+                error.remedy = error.remedy or remedy_for(error.message)
+                raise
         if rotate and not detach and cluster.root_ca.HasField("root_rotation"):
             rotation.wait(control, cluster, timeout=timeout)
             cluster = control.cluster()

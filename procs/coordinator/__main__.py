@@ -19,9 +19,11 @@ from procs.coordinator.foresight import foreseen_role
 from procs.coordinator.machine import Machine
 from procs.coordinator.shell import SUBSCRIPTIONS, Shell
 from swarm import process
+from swarm.errors import CorruptFile
 from swarm.exits import ExitCode
 from swarm.metrics import Metrics, MetricsServer
 from swarm.nodeconfig import load_node_config
+from swarm.nodestate import load_node_state
 from swarm.process import Context
 from swarm.remotes import load_peers
 
@@ -33,7 +35,8 @@ def body(context: Context) -> ExitCode:
         return _wait_for_init(context)
     config = load_node_config(paths.node_toml)
     peers = load_peers(paths.state_json)
-    machine = Machine(peers, config.join_addr, foreseen_role(paths, config, peers))
+    foreign = bool(peers) and _was_foreign(context)  # if it is not so any more, one of the peers says so
+    machine = Machine(peers, config.join_addr, foreseen_role(paths, config, peers), foreign=foreign)
     metrics = Metrics()
     with Bus(paths.bus, topics.COORDINATOR, SUBSCRIPTIONS) as bus:
         shell = Shell(context, bus, machine, metrics)
@@ -42,8 +45,18 @@ def body(context: Context) -> ExitCode:
     return ExitCode.DONE
 
 
+def _was_foreign(context: Context) -> bool:
+    """Whether the managers were Docker's when the node was last well."""
+    try:
+        last = load_node_state(context.paths.node_state)
+    except CorruptFile as error:  # `status` shows it too; the session will tell
+        context.log.warning("%s", error.describe())
+        return False
+    return last is not None and last.foreign
+
+
 def _wait_for_init(context: Context) -> ExitCode:
-    cause = f"{context.paths.node_toml} is absent; create the node with `swarmvisor init`"
+    cause = f"{context.paths.node_toml} is absent; create the node with `swarmvisor init` or `swarmvisor join`"
     context.log.info("%s", cause)
     with Bus(context.paths.bus, topics.COORDINATOR) as bus:
         bus.publish("node", topics.Node("uninitialized", cause=cause), cause="start")

@@ -45,13 +45,16 @@ _ROTATE = 5
 class Machine:
     """The coordinator's brain."""
 
-    def __init__(self, peers: Iterable[Peer] = (), join_addr: str = "", foreseen_role: str = "") -> None:
+    def __init__(
+        self, peers: Iterable[Peer] = (), join_addr: str = "", foreseen_role: str = "", *, foreign: bool = False
+    ) -> None:
         """`peers`: what `state.json` holds; `join_addr` is known too as long as that is empty. `foreseen_role`: what
-        the files say that the renewer will say, so that the manager can start meanwhile; empty: nothing."""
+        the files say that the renewer will say, so that the manager can start meanwhile; empty: nothing. `foreign`: the
+        managers were Docker's when a coordinator here last heard of them."""
         known = list(peers)
         self._saved = sorted(set(known))
         self._remotes = Remotes(known or ([Peer("", join_addr)] if join_addr else []))
-        self.facts = Facts()
+        self.facts = Facts(foreign_before=foreign)
         self.data = Data(present=False, erased=False)
         self.supervision = Supervision.BOOTING
         self.replacement = Replacement.AGREED

@@ -152,8 +152,9 @@ class Shell:
 
     def _keep(self, node: topics.Node) -> None:
         """On disk, how the node stands: for `status` when nothing runs. Once for each state and cause."""
-        changes = self._machine.facts.changes
-        said = NodeState(node.state, node.cause, node.node_id, vxlan_port=changes.vxlan_port if changes else 0)
+        facts = self._machine.facts
+        port = facts.changes.vxlan_port if facts.changes else 0
+        said = NodeState(node.state, node.cause, node.node_id, vxlan_port=port, foreign=facts.foreign)
         if node.state not in KEPT or said == self._kept:
             return
         self._kept = said

@@ -30,6 +30,8 @@ class Facts:
     """Owner to the pid that published its value."""
     dead: dict[str, int] = field(default_factory=dict)
     """Owner to its newest pid that has ended."""
+    foreign_before: bool = False
+    """What was known of `foreign` when this coordinator started."""
 
     def speaks(self, owner: str) -> bool:
         """Whether the process that published `owner`'s value still runs, as far as supervisord knows.
@@ -46,7 +48,7 @@ class Facts:
     def foreign(self) -> bool:
         """Whether the swarm's managers are Docker's, whose raft this node cannot join: it stays a worker, whatever
         role the swarm gives it."""
-        return self.changes is not None and self.changes.foreign
+        return self.changes.foreign if self.changes is not None else self.foreign_before
 
     @property
     def unpromotable(self) -> str:
@@ -80,6 +82,8 @@ def node_words(facts: Facts, supervision: Supervision, replacement: Replacement)
 
 def _state(facts: Facts) -> tuple[str, str]:
     for name, process in sorted(facts.processes.items()):
+        if name == topics.MANAGER and facts.foreign:
+            continue  # it has no business here, and will not be started again
         if process.pid == 0 and process.state in ("EXITED", "BACKOFF") and process.exit_code in HOPELESS:
             code = ExitCode(process.exit_code)
             return "failed", f"{name} ended with {code.name} ({code.value}): its log names file and remedy"

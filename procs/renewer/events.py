@@ -133,6 +133,7 @@ class RequestFailed:
     """No certificate came."""
 
     why: str
+    trouble: Trouble = Trouble.OTHER
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from swarm.identity import FIPS_PREFIX
 from swarm.joining import JoinFailed, Joining, Trouble, load_joining, save_joining
 from swarm.paths import Paths
 from swarm.pki import privatekey
-from swarm.pki.certificate import CA_NAME, Certificate
+from swarm.pki.certificate import CA_NAME, MALFORMED, Certificate
 from swarm.pki.chain import CertificateInvalid, validate_chain
 from swarm.pki.credentials import Credentials, make_credentials
 from swarm.pki.keyfile import Kek
@@ -177,12 +177,12 @@ class Joiner:
         if found is not None and found.root_digest == root.digest:
             try:
                 key = privatekey.public_key_info(privatekey.load_pem(found.key_pem.encode()))
-                request = x509.load_pem_x509_csr(found.csr_pem.encode())
-            except (BadInput, ValueError) as error:
+                request = x509.load_pem_x509_csr(found.csr_pem.encode()).public_key()
+            except (BadInput, *MALFORMED) as error:
                 raise CorruptFile(
                     self.paths.joining, f"holds no key or no request: {error}", remedy="remove it to join as a new node"
                 ) from error
-            if key != request.public_key().public_bytes(serialization.Encoding.DER, _SPKI):
+            if key != request.public_bytes(serialization.Encoding.DER, _SPKI):
                 raise CorruptFile(
                     self.paths.joining, "its request is not for its key", remedy="remove it to join as a new node"
                 )

@@ -11,7 +11,8 @@ the phase that asked, see `ANSWERS`), then `_decide` looks whether there is some
                  unjoined           it did not work, and may later
                  stuck              it did not work, and only the operator can change that
     unjoined     joining            the wait is over: 2 s for the first tries, then a growing back-off
-    stuck        loading            the operator has acted and says so (SIGHUP, sent by `swarmvisor unlock`)
+    stuck        loading            the operator has acted and says so (SIGHUP, sent by `swarmvisor unlock`), or the
+                                    clock was set
     resting      requesting         a replacement is asked for or the renewal window is reached, and a CA can be asked
                  waiting            as before, but nobody can be asked
                  rooting            the swarm has a new root (DESIGN §4.3)
@@ -21,7 +22,8 @@ the phase that asked, see `ANSWERS`), then `_decide` looks whether there is some
                  retrying           it did not, or with another role
     installing   resting            the pair is on disk
                  retrying           it could not be written
-    retrying     requesting         the back-off is over, the reason is another one, or this node's manager came up
+    retrying     requesting         the back-off is over, the reason is another one, this node's manager came up, or
+                                    the CA signs again
                  waiting            as before, but nobody can be asked
                  resting, rooting   the reason is gone; a new root, as above
     rooting      resting            the bundle is on disk, or was refused
@@ -67,15 +69,20 @@ from procs.renewer.events import (
     Unusable,
     WakeAt,
 )
+from swarm.joining import Trouble
 
 LOWER, UPPER = 0.5, 0.8
 """The renewal window, as parts of the certificate's whole validity."""
 LONGEST_SLEEP = 3600.0
-"""Seconds after which the wall clock is looked at again: it may have been set, or the machine have slept."""
+"""Seconds after which the wall clock is looked at again: a kernel may not tell that it was set (`swarm.clock`)."""
 JOIN_TRIES, JOIN_PAUSE = 5, 2.0
 """The first tries to join, and the seconds between them (reference/node-and-ca §5.7)."""
+EXPIRED_CAP = 60.0
+"""Seconds that a pause may last while the certificate has expired: the node is out of service until it is renewed."""
 JOIN_CAP = 60.0
 """Seconds that later pauses between tries to join may last."""
+_ISSUED = 3
+"""IssuanceStatus.State of a certificate record that the CA has signed."""
 _BACKOFF_BASE, _BACKOFF_CAP = 5.0, 3600.0
 
 
@@ -133,6 +140,7 @@ class Renewer:
         self.held: Held | None = None
         self.failures = 0
         self._why = ""
+        self._problem = ""
         self._bootstrap_key = False
         self._prepared = False
         self._renew_at = 0.0
@@ -168,6 +176,9 @@ class Renewer:
             case RoleSaid(role, cause):
                 self._role, self._role_cause = role, cause
             case NodeChanged(changes, digest):
+                signs = self._problem == Trouble.UNSIGNED and changes.issuance_state == _ISSUED
+                if signs and self.phase is Phase.RETRYING:
+                    self._retry_at = now.monotonic  # what we asked for in vain was signed meanwhile: the CA is back
                 self._changes, self._changes_digest = changes, digest
             case ManagerSaid():
                 came_up = event.ready and (not self._manager.ready or self._manager.epoch != event.epoch)
@@ -204,7 +215,9 @@ class Renewer:
                 else:
                     self.phase = Phase.INSTALLING
                     return [Install()]
-            case RequestFailed(why) | InstallFailed(why):
+            case RequestFailed(why, trouble):
+                self._failed(why, now, trouble)
+            case InstallFailed(why):
                 self._failed(why, now)
             case Installed(held):
                 self._take(held)
@@ -305,10 +318,12 @@ class Renewer:
     def _rest(self) -> None:
         self.phase, self.failures, self._why, self._reason, self._next_try_at = Phase.RESTING, 0, "", None, 0
 
-    def _failed(self, why: str, now: Moment) -> None:
+    def _failed(self, why: str, now: Moment, trouble: Trouble = Trouble.OTHER) -> None:
         self.failures += 1
-        delay = self._random.uniform(0.0, backoff_bound(self.failures))
-        self.phase, self._why = Phase.RETRYING, why
+        expired = self.held is not None and now.wall > self.held.not_after
+        bound = min(backoff_bound(self.failures), EXPIRED_CAP if expired else _BACKOFF_CAP)
+        delay = self._random.uniform(0.0, bound)
+        self.phase, self._why, self._problem = Phase.RETRYING, why, str(trouble)
         self._retry_at, self._next_try_at = now.monotonic + delay, int(now.wall + delay)
 
     # -- what others see ---------------------------------------------------------------------------
@@ -329,6 +344,7 @@ class Renewer:
             attempt=self.failures,
             next_try_at=self._next_try_at,
             why=self._why,
+            problem=self._problem if self.failures else "",
         )
         if said == self._published:
             return []

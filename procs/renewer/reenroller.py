@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from dataclasses import dataclass, replace
 
@@ -16,12 +17,12 @@ import grpc.aio
 from procs.renewer.signed import CALL_TIMEOUT, check_issued, signed
 from swarm import dial
 from swarm.api import ca_pb2, ca_pb2_grpc
-from swarm.errors import Refused, SwarmvisorError, TimedOut
+from swarm.errors import Refused, TimedOut
 from swarm.paths import Paths
 from swarm.pki.certificate import CA_NAME, parse_bundle
 from swarm.pki.chain import UnknownAuthority
 from swarm.pki.credentials import Credentials
-from swarm.pki.reenrol import METADATA, REFUSED, WORDS, make_proof
+from swarm.pki.reenrol import METADATA, REFUSED, TOO_SOON, make_proof, words
 from swarm.pki.request import new_request
 from swarm.pki.rootca import RootCA
 
@@ -29,6 +30,10 @@ _GO = (
     "it takes no expired certificate, as Docker's and swarmd's managers do: `swarmvisor leave --force`, then join "
     "again with a token (a manager of ours gives no reason either, to a proof that does not verify)"
 )
+
+
+class _TooSoon(Refused):
+    """Nothing is wrong with the proof; one a second is taken."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,13 @@ class Reenroller:
 
     async def ask(self, held: Credentials, addr: str) -> Credentials:
         """A verified certificate with a fresh key. Raises SwarmvisorError or AioRpcError; nothing is written."""
+        try:
+            return await self._ask(held, addr)
+        except _TooSoon:  # `rejoin` has started us right after another try
+            await asyncio.sleep(random.uniform(1.0, 1.5))
+            return await self._ask(held, addr)
+
+    async def _ask(self, held: Credentials, addr: str) -> Credentials:
         key_pem, csr = await asyncio.to_thread(new_request)
         token = await asyncio.to_thread(self._token)
         leaf = parse_bundle(held.certificate_pem)[0]
@@ -49,7 +61,7 @@ class Reenroller:
         async with dial.remote_channel(addr, None, held.root_pem, CA_NAME) as channel:
             try:
                 async with asyncio.timeout(self.issue_timeout):
-                    certificate_pem = await self._issue(channel, csr, token, proof)
+                    certificate_pem = await self._issue(channel, csr, token, proof, held.role)
             except TimeoutError as error:
                 raise TimedOut(f"not signed within {self.issue_timeout:g} s") from error
             try:
@@ -58,14 +70,14 @@ class Reenroller:
                 issued = await self._under_new_root(channel, held, certificate_pem, key_pem)
         return issued
 
-    async def _issue(self, channel: grpc.aio.Channel, csr: bytes, token: str, proof: bytes) -> bytes:
+    async def _issue(self, channel: grpc.aio.Channel, csr: bytes, token: str, proof: bytes, role: str) -> bytes:
         ca: ca_pb2_grpc.NodeCAAsyncStub = ca_pb2_grpc.NodeCAStub(channel)
         request = ca_pb2.IssueNodeCertificateRequest(csr=csr, token=token)
         try:
             asked = await ca.IssueNodeCertificate(request, timeout=CALL_TIMEOUT, metadata=((METADATA, proof),))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                raise _refusal(error) from error
+                raise _refusal(error, with_token=bool(token), role=role) from error
             raise
         return await signed(ca, asked.node_id, csr, self.log)
 
@@ -90,7 +102,7 @@ class Reenroller:
             return ""
 
 
-def _refusal(error: grpc.aio.AioRpcError) -> SwarmvisorError:
+def _refusal(error: grpc.aio.AioRpcError, *, with_token: bool, role: str) -> Refused:
     """What the manager's no means for the operator."""
     markers = [
         value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -99,4 +111,5 @@ def _refusal(error: grpc.aio.AioRpcError) -> SwarmvisorError:
     ]
     if not markers:
         return Refused(f"{error.details()}: {_GO}")
-    return Refused(WORDS.get(markers[0], f"refused: {markers[0][:40]!r}"))
+    kind = _TooSoon if markers[0] == TOO_SOON else Refused
+    return kind(words(markers[0], with_token=with_token, role=role))

@@ -15,10 +15,11 @@ import grpc
 import grpc.aio
 
 from procs.renewer.reenroller import Reenroller
-from procs.renewer.signed import CALL_TIMEOUT, check_issued, signed
+from procs.renewer.signed import CALL_TIMEOUT, NotSigned, check_issued, signed
 from swarm import dial
 from swarm.api import ca_pb2, ca_pb2_grpc
-from swarm.errors import SwarmvisorError, TimedOut, Unreachable
+from swarm.errors import Refused, SwarmvisorError, TimedOut
+from swarm.joining import NoCertificate, Trouble
 from swarm.nodeconfig import load_node_config
 from swarm.paths import Paths
 from swarm.pki.certificate import CA_NAME
@@ -49,14 +50,16 @@ class Requester:
         be locked with; nothing is written.
 
         Asks the local manager if `local`, then each known remote once, best first; with an expired certificate (our
-        own dates are looked at before dialling) by the proof of `procs.renewer.reenroller`. Raises SwarmvisorError
-        that says what each of them answered.
+        own dates are looked at before dialling) by the proof of `procs.renewer.reenroller`. Raises NoCertificate,
+        which says what each of them answered.
         """
         said: list[str] = []
+        troubles: set[Trouble] = set()
         if local:
             try:
                 return await self._from(held, lambda _who, _name: dial.control_channel(self.paths, held.root_pem))
             except (SwarmvisorError, grpc.aio.AioRpcError) as error:
+                troubles.add(_trouble(error))
                 said.append(f"this node's manager: {_words(error)}")
         if time.time() > held.not_after:
             await asyncio.to_thread(self._add_join_address)
@@ -71,11 +74,13 @@ class Requester:
                 issued = await self._from_remote(held, peer)
             except (SwarmvisorError, grpc.aio.AioRpcError) as error:
                 self.remotes.observe_if_exists(peer, -DEFAULT_WEIGHT)
+                troubles.add(_trouble(error))
                 said.append(f"{peer.addr}: {_words(error)}")
             else:
                 self.remotes.observe_if_exists(peer, DEFAULT_WEIGHT)
                 return issued
-        raise Unreachable("no manager issued a certificate: " + ("; ".join(said) or "none is known"))
+        worst = next((kind for kind in (Trouble.REFUSED, Trouble.UNSIGNED) if kind in troubles), Trouble.UNREACHABLE)
+        raise NoCertificate(worst, "no manager issued a certificate: " + ("; ".join(said) or "none is known"))
 
     def _add_join_address(self) -> None:
         """Where `rejoin` said to come back at is asked too."""
@@ -134,6 +139,12 @@ class Requester:
 
 def _dialler(peer: Peer, root_pem: bytes) -> Dial:
     return lambda who, name: dial.remote_channel(peer.addr, who, root_pem, name)
+
+
+def _trouble(error: SwarmvisorError | grpc.aio.AioRpcError) -> Trouble:
+    if isinstance(error, NotSigned):
+        return Trouble.UNSIGNED
+    return Trouble.REFUSED if isinstance(error, Refused) else Trouble.UNREACHABLE
 
 
 def _words(error: SwarmvisorError | grpc.aio.AioRpcError) -> str:

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from swarm.api import ca_pb2, ca_pb2_grpc, types_pb2
-from swarm.errors import BadInput, Refused
+from swarm.errors import BadInput, Refused, SwarmvisorError
 from swarm.pki import privatekey
 from swarm.pki.certificate import parse_bundle
 from swarm.pki.chain import validate_chain
@@ -24,6 +24,10 @@ CALL_TIMEOUT = 5.0
 _POLL_CAP = 30.0
 
 _FINAL = (types_pb2.IssuanceStatus.ISSUED, types_pb2.IssuanceStatus.ROTATE)
+
+
+class NotSigned(SwarmvisorError):
+    """The managers took the request, but the CA cannot sign for now."""
 
 
 class RequestFailed(Refused):
@@ -38,7 +42,7 @@ async def signed(
 ) -> bytes:
     """The certificate of `node_id` once its record holds this very CSR, signed. The caller bounds the time.
 
-    Raises RequestFailed, BadInput for an answer without certificate, AioRpcError but for deadlines.
+    Raises NotSigned, RequestFailed, BadInput for an answer without certificate, AioRpcError but for deadlines.
     """
     question = ca_pb2.NodeCertificateStatusRequest(node_id=node_id)
     polls = 0
@@ -57,6 +61,8 @@ async def signed(
                     return answer.certificate.certificate
                 if answer.status.state == types_pb2.IssuanceStatus.FAILED:
                     raise RequestFailed(f"the swarm's CA refused the request: {answer.status.err}")
+                if answer.status.err:
+                    raise NotSigned(f"the swarm's CA cannot sign now: {answer.status.err}")
         polls += 1
         # The server blocks until the record is final; this bounds the calls where it does not.
         await asyncio.sleep(random.uniform(0.0, min(_POLL_CAP, 1.0 + 2.0 ** min(polls - 1, 10))))

@@ -36,16 +36,36 @@ _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _LABEL = b"swarmvisor-reenrol/1\0"
 
 NOT_EXPIRED, GRACE_OVER, REMOVED, NOT_LATEST = "not-expired", "grace-over", "removed", "not-latest"
+TOO_SOON = "too-soon"
+"""A fifth one, beyond the issue's four: nothing is wrong with the proof."""
 
-WORDS = {
+_WORDS = {
     NOT_EXPIRED: "this node's certificate is still valid by the manager's clock: check this machine's clock",
     GRACE_OVER: "this node's certificate expired longer ago than the swarm allows (cluster label "
     "swarmvisor.cert-grace): `swarmvisor rejoin` with a join token",
     REMOVED: "this node was removed from the swarm: `swarmvisor leave --force`, then join again",
-    NOT_LATEST: "this node has had a newer certificate than the one it holds: restore it, or `swarmvisor rejoin` with "
-    "a join token",
+    NOT_LATEST: "this node has had a newer certificate than the one it holds: restore it from a backup; else "
+    "`swarmvisor leave --force`, then join again",
+    TOO_SOON: "this node asked twice within a second: it asks again by itself",
 }
-"""What each refusal means for the operator of the node."""
+_WRONG_TOKEN = (
+    "this is not a join token of the swarm at present, and without one the certificate expired longer ago than the "
+    "swarm allows: the token may have been rotated; `swarmvisor join-token worker` on a manager prints the present one"
+)
+_LATE_MANAGER = (
+    "this node's certificate is a manager's and expired longer ago than the swarm allows, for managers 14 days "
+    "at most: `swarmvisor node demote` it on another manager, then `swarmvisor rejoin` with a worker's token"
+)
+
+
+def words(marker: str, *, with_token: bool, role: str) -> str:
+    """What a refusal means for the operator of the node that asked, with or without a join token, in a certificate of
+    this role."""
+    if marker == GRACE_OVER and role == "manager":
+        return _LATE_MANAGER
+    if marker == GRACE_OVER and with_token:
+        return _WRONG_TOKEN
+    return _WORDS.get(marker, f"refused: {marker[:40]!r}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class Proof:
         """Whether the leaf's key signed exactly this request."""
         signed = statement(cluster_id, node_id, self.leaf.data, csr, self.issued_at)
         try:
-            key = self.leaf.parsed.public_key()
+            key = self.leaf.key()
             if isinstance(key, ec.EllipticCurvePublicKey):
                 key.verify(self.signature, signed, ec.ECDSA(hashes.SHA256()))
             elif isinstance(key, rsa.RSAPublicKey):
@@ -112,10 +132,7 @@ def parse_proof(data: bytes) -> Proof:
     if not 0 < len(found.leaf) <= MAX_LEAF or not found.signature or found.issued_at <= 0:
         raise BadInput("re-enrolment proof: a part is missing or too large")
     leaf = Certificate.load(found.leaf)
-    try:
-        key = leaf.parsed.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise BadInput("re-enrolment proof: unknown kind of key") from error
+    key = leaf.key()
     fits = (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES)) or (
         isinstance(key, rsa.RSAPublicKey) and key.key_size <= MAX_RSA_BITS
     )

@@ -16,6 +16,7 @@ import grpc.aio
 
 from ipc.aio import AsyncBus
 from ipc.topics import Manager
+from swarm import dial
 from swarm.api import ca_pb2, ca_pb2_grpc, control_pb2, control_pb2_grpc, types_pb2
 from swarm.paths import Paths
 from swarm.pki.chain import validate_chain
@@ -97,7 +98,7 @@ class ManagerNode:
         return open_channel(self.address, credentials, self.authority.root.certs)
 
     def control(self) -> grpc.aio.Channel:
-        return open_channel(f"unix:{self.paths.control_socket}", None, self.authority.root.certs)
+        return dial.control_channel(self.paths, self.authority.root.certs)
 
     def own_chain_length(self) -> int:
         """Certificates in the chain that the manager holds."""

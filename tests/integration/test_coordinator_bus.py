@@ -186,6 +186,36 @@ def test_promotion_and_demotion_end_to_end(scene: Scene) -> None:
     scene.until(lambda: not aside.exists(), "deletes it once another manager has given a session")
 
 
+def test_a_docker_swarms_promoted_node_starts_no_manager_after_a_reboot(scene: Scene) -> None:
+    scene.start()
+    docker = topics.ManagerAddress("docker", "192.0.2.1:2377", 10)
+    scene.agent.publish("managers", topics.Managers((docker,)))
+    scene.renewer.publish("certificate", WORKER)
+    scene.agent.publish("node.changes", replace(changes("manager", "manager"), foreign=True))
+    scene.agent.publish("agent", topics.Agent("ready", "s", "docker", docker.addr))
+
+    def is_told() -> bool:
+        node = scene.said().get("node")
+        return isinstance(node, topics.Node) and node.state == "ready" and "its managers are Docker's" in node.step
+
+    scene.until(is_told, "the node is ready, and says that it cannot be promoted")
+    scene.until(scene.paths.state_json.exists, "its managers are kept on disk")
+    scene.renewer.publish("certificate", MANAGER)  # a renewal, while Docker counts it among its managers
+    scene.until(lambda: scene.role().current == "manager", "it has heard of the certificate")
+    scene.kill()
+    assert scene.supervisord.orders == []
+    # Only the renewer is back: no session has said yet whose managers they are.
+    scene.agent.close()
+    scene.agent = Bus(scene.paths.bus, topics.AGENT)
+    scene.start()
+
+    def waits() -> bool:
+        return getattr(scene.said().get("node"), "cause", "") == "waiting for the agent"
+
+    scene.until(waits, "the node waits for the agent alone")
+    assert scene.supervisord.orders == []
+
+
 def test_managers_survive_in_state_json(scene: Scene) -> None:
     scene.start()
     scene.agent.publish(

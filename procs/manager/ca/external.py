@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import ssl
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
@@ -34,6 +35,10 @@ MAX_RESPONSE = 262_144
 CROSS_SIGN_PROFILE = "CA"
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 _BASIC_CONSTRAINTS = "2.5.29.19"
+_EXPIRED = (
+    "the certificate that this manager shows to the signer has expired: have the signer take it this once, or give the "
+    "swarm the key of its root: `swarmvisor swarm ca --rotate --ca-cert FILE --ca-key FILE`, with the present root"
+)
 
 
 class SignerUnavailable(Refused):
@@ -98,7 +103,9 @@ class ExternalCAs:
             try:
                 return await asyncio.to_thread(_post, url, self._credentials(), root_pem, request)
             except (SignerUnavailable, SignerRefused) as error:
-                failed = error
+                failed = type(error)(f"{url}: {error.message}")
+        if isinstance(failed, SignerUnavailable) and self._credentials().not_after < time.time():
+            raise SignerUnavailable(failed.message, remedy=_EXPIRED)
         raise failed
 
 
@@ -157,7 +164,7 @@ def read_answer(body: bytes) -> bytes:
     certificate = result.get("certificate")
     if not isinstance(certificate, str):
         raise SignerRefused("invalid result certificate field type")
-    return certificate.encode()
+    return certificate.encode("ascii", "replace")  # what is no PEM is found out by who reads it
 
 
 def is_for(leaf: Certificate, csr: bytes) -> bool:
@@ -188,7 +195,7 @@ def _context(credentials: Credentials, root_pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=root_pem.decode("ascii"))
+    context.load_verify_locations(cadata=normalize_pems(root_pem).decode("ascii"))
     load_chain(context, credentials.certificate_pem, credentials.key_pem)
     return context
 

@@ -1,8 +1,8 @@
 """What happens to a node's certificate record. Pure: objects in, new versions out (reference node-and-ca §5.5, §5.6).
 
 state     set by                 who moves it on
-PENDING   join with a token      the signer, once the node is accepted → ISSUED or FAILED
-RENEW     authenticated renewal  the signer → ISSUED or FAILED
+PENDING   join with a token      the signer, once the node is accepted → ISSUED or FAILED; `err`: why not yet
+RENEW     authenticated renewal  the signer → ISSUED or FAILED; `err`: why not yet
 ISSUED    signer; own node       a renewal → RENEW
 FAILED    signer (final error)   a renewal → RENEW
 ROTATE    root rotation          a renewal → RENEW
@@ -70,6 +70,18 @@ def failed(node: objects_pb2.Node, csr: bytes, why: str) -> objects_pb2.Node | N
     changed = objects_pb2.Node()
     changed.CopyFrom(node)
     changed.certificate.status.state = State.FAILED
+    changed.certificate.status.err = why
+    return changed
+
+
+def delayed(node: objects_pb2.Node, csr: bytes, why: str) -> objects_pb2.Node | None:
+    """The node with a request that cannot be signed for now; None if that is known, or it asks for something else by
+    now. The state stays, so SwarmKit's nodes go on waiting; ours tell their operator."""
+    record = node.certificate
+    if record.csr != csr or record.status.state not in _UNSIGNED or record.status.err == why:
+        return None
+    changed = objects_pb2.Node()
+    changed.CopyFrom(node)
     changed.certificate.status.err = why
     return changed
 

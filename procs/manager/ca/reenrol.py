@@ -2,10 +2,12 @@
 
 what                                                         refused as
 sizes, kinds of key (`swarm.pki.reenrol.parse_proof`)        no word: as a stranger without a token
-the leaf is one that this swarm's CA signed                  no word
+the leaf is one that this swarm's CA signed, or that the
+node object holds (its CA may be that of a rotation which
+another one replaced)                                        no word
 the proof is signed by the leaf's key, the CSR by its own    no word
-at most one proof a node and second                          no word
 the leaf's organization is this swarm                        no word
+at most one proof a node and second, but for repetitions     too-soon
 the node object is there, accepted, not listed as removed    removed
 the very same CSR was taken before                           (taken: the same answer, nothing is written)
 the leaf is the one issued last, or the one it last used     not-latest
@@ -29,7 +31,7 @@ from procs.manager.store import Tx
 from swarm.api import objects_pb2, specs_pb2, types_pb2
 from swarm.errors import BadInput, SwarmvisorError
 from swarm.pki.certificate import Certificate, parse_bundle
-from swarm.pki.reenrol import GRACE_OVER, NOT_EXPIRED, NOT_LATEST, REMOVED, Proof
+from swarm.pki.reenrol import GRACE_OVER, NOT_EXPIRED, NOT_LATEST, REMOVED, TOO_SOON, Proof
 from swarm.pki.rootca import check_request
 
 MANAGER_GRACE = 14 * 24 * 3600
@@ -80,11 +82,31 @@ def note_leaf(tx: Tx, node_id: str, leaf: str) -> None:
         tx.put_side(side_key(node_id), write_trace(replace(trace, leaf=leaf)))
 
 
-def authenticate(proof: Proof, csr: bytes, cluster: objects_pb2.Cluster) -> str:
-    """The node id that the proof names, once its signatures have verified. Raises NotTaken without a marker."""
-    if not any(proof.leaf.issuer == ca.subject and proof.leaf.is_signed_by(ca) for ca in _authorities(cluster)):
-        raise NotTaken("", "its certificate is not of this swarm's CA")
+@dataclass(frozen=True)
+class Known:
+    """What the store knows of a node."""
+
+    node: objects_pb2.Node | None
+    trace: Trace
+
+    def has_held(self, leaf: Certificate) -> bool:
+        """Whether `leaf` is the one that was issued to it last, or the one that it showed last."""
+        return self.node is not None and leaf.fingerprint in (self.trace.leaf, _issued(self.node))
+
+    def has_asked(self, proof: Proof, csr: bytes) -> bool:
+        """Whether this very request was taken before."""
+        request = hashlib.sha256(csr).hexdigest()
+        same = (self.trace.csr, self.trace.leaf) == (request, proof.leaf.fingerprint)
+        return same and self.node is not None and self.node.certificate.csr == csr
+
+
+def authenticate(proof: Proof, csr: bytes, cluster: objects_pb2.Cluster, known: Callable[[str], Known]) -> str:
+    """The node id that the proof names, once its signatures have verified. `known`: what is known of the node with an
+    id. Raises NotTaken without a marker."""
     node_id = proof.leaf.common_name
+    ours = any(proof.leaf.issuer == ca.subject and proof.leaf.is_signed_by(ca) for ca in _authorities(cluster))
+    if not ours and not known(node_id).has_held(proof.leaf):
+        raise NotTaken("", "its certificate is not of this swarm's CA")
     if not node_id or not proof.is_signed(cluster.id, node_id, csr):
         raise NotTaken("", "its signature does not verify")
     try:
@@ -111,22 +133,21 @@ def judge(
     proof: Proof,
     csr: bytes,
     cluster: objects_pb2.Cluster,
-    node: objects_pb2.Node | None,
-    trace: Trace,
+    known: Known,
     now_ns: int,
     *,
     with_token: bool,
     is_member: Callable[[], bool],
 ) -> Taken:
     """The rest of the checks, for a proof that `authenticate` let pass. Raises NotTaken."""
+    node, trace = known.node, known.trace
     if node is None or node.id in cluster.blacklisted_certificates:
         raise NotTaken(REMOVED, "the node was removed")
     if node.spec.membership != specs_pb2.NodeSpec.ACCEPTED:
         raise NotTaken(REMOVED, "the node is not accepted")
-    leaf, request = proof.leaf.fingerprint, hashlib.sha256(csr).hexdigest()
-    if (trace.csr, trace.leaf) == (request, leaf) and node.certificate.csr == csr:
+    if known.has_asked(proof, csr):
         return Taken(True, trace)
-    if leaf not in (trace.leaf, _issued(node)):
+    if not known.has_held(proof.leaf):
         raise NotTaken(NOT_LATEST, "the node has had a newer certificate")
     now = now_ns / 1e9
     late = now - proof.leaf.not_after
@@ -140,7 +161,7 @@ def judge(
         raise NotTaken(NOT_LATEST, "a newer proof was taken before")
     if manager and not is_member():
         raise NotTaken(REMOVED, "the node is no member of the managers any more")
-    return Taken(False, Trace(leaf, proof.issued_at, request))
+    return Taken(False, Trace(proof.leaf.fingerprint, proof.issued_at, hashlib.sha256(csr).hexdigest()))
 
 
 class Pace:
@@ -150,9 +171,9 @@ class Pace:
         self._last: dict[str, float] = {}
 
     def admit(self, node_id: str, now: float) -> None:
-        """`now` is monotonic, in seconds. Raises NotTaken without a marker."""
+        """`now` is monotonic, in seconds. Raises NotTaken."""
         if now - self._last.get(node_id, -1.0) < 1.0:
-            raise NotTaken("", "too many proofs in one second")
+            raise NotTaken(TOO_SOON, "too many proofs in one second")
         self._last = {name: at for name, at in self._last.items() if now - at < 1.0}
         self._last[node_id] = now
 

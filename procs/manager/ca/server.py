@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from procs.manager.ca import issuance
 from procs.manager.ca.external import ExternalCAs, SignerRefused, SignerUnavailable, is_for, urls_for
@@ -26,8 +27,18 @@ BATCH = 50
 EXTERNAL_BATCH = 8
 """Questions to external CAs at once."""
 
-_Outcome = tuple[str, bytes, bytes, str]
-"""Node id, CSR, certificate (empty: failed), why."""
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one request."""
+
+    node_id: str
+    csr: bytes
+    certificate: bytes = b""
+    """Empty: none, see `why`."""
+    why: str = ""
+    final: bool = True
+    """False: another try may get one."""
 
 
 class CAServer:
@@ -46,8 +57,11 @@ class CAServer:
         self._applied: types_pb2.RootCA | None = None
         self._root: RootCA | None = None
         self._expiry = float(DEFAULT_NODE_EXPIRY)
-        self._pending: dict[str, None] = {}
+        self._pending: dict[str, bytes] = {}
+        """Node id to CSR of the requests that wait."""
         self._wake = asyncio.Event()
+        self._retry: asyncio.TimerHandle | None = None
+        """One for all that wait, however often something else wakes the signer meanwhile."""
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
     # -- for the services ---------------------------------------------------------------------------
@@ -88,7 +102,9 @@ class CAServer:
             if cluster is None:
                 raise Refused("could not find cluster object")
             self._apply(cluster)
-            self._pending = {n.id: None for n in self._store.find(objects_pb2.Node) if issuance.wants_signature(n)}
+            self._pending = {
+                n.id: n.certificate.csr for n in self._store.find(objects_pb2.Node) if issuance.wants_signature(n)
+            }
             self._wake.set()
             self._running = True
             try:
@@ -112,8 +128,10 @@ class CAServer:
                         # The newest one: the signer may have moved it on since this commit.
                         current = self._store.get(objects_pb2.Node, node.id)
                         if current is not None and issuance.wants_signature(current):
-                            self._pending[node.id] = None
-                            self._wake.set()
+                            # One that waits already is tried again in time: this may be our own note on it.
+                            if self._pending.get(node.id) != current.certificate.csr:
+                                self._pending[node.id] = current.certificate.csr
+                                self._wake.set()
                         else:
                             self._pending.pop(node.id, None)
                         for waiter in self._waiting.get(node.id, ()):
@@ -148,9 +166,12 @@ class CAServer:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if not await self._sign_pending():
-                loop = asyncio.get_running_loop()
-                loop.call_later(RETRY_SECONDS, self._wake.set)
+            if not await self._sign_pending() and self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again)
+
+    def _again(self) -> None:
+        self._retry = None
+        self._wake.set()
 
     async def _sign_pending(self) -> bool:
         """Sign all that waits; False if some could not be signed for now."""
@@ -166,26 +187,31 @@ class CAServer:
                     self._pending.pop(node_id, None)
                 else:
                     wanted.append(node)
-            signed = await asyncio.gather(*(self._try(node, outside=outside) for node in wanted))
-            outcomes = [outcome for outcome in signed if outcome is not None]
-            complete = complete and len(outcomes) == len(wanted)
+            outcomes = await asyncio.gather(*(self._try(node, outside=outside) for node in wanted))
+            complete = complete and all(outcome.final for outcome in outcomes)
             if outcomes:
                 await self._write(outcomes)
         return complete
 
-    async def _try(self, node: objects_pb2.Node, *, outside: bool) -> _Outcome | None:
-        """One signature, or why there will never be one; None: not now."""
+    async def _try(self, node: objects_pb2.Node, *, outside: bool) -> _Outcome:
+        """One signature, or why there is none."""
         record = node.certificate
         ou = MANAGER_OU if record.role == types_pb2.NodeRole.MANAGER else WORKER_OU
         try:
-            certificate = await self._sign_outside(record, ou) if outside else self._sign(record, ou)
+            try:
+                certificate = await self._sign_outside(record, ou) if outside else self._sign(record, ou)
+            except SignerUnavailable as error:
+                if self._root is None or not self._root.can_sign:
+                    raise
+                log.warning("signing with the swarm's own key for node %s: %s", node.id, error.message)
+                certificate = self._sign(record, ou)
         except (NoValidSigner, SignerUnavailable) as error:
-            log.warning("certificate of node %s cannot be signed now: %s", node.id, error.message)
-            return None
+            log.warning("certificate of node %s cannot be signed now: %s", node.id, error.describe())
+            return _Outcome(node.id, record.csr, why=error.describe(), final=False)
         except SwarmvisorError as error:
             log.warning("certificate of node %s refused: %s", node.id, error.message)
-            return node.id, record.csr, b"", error.message
-        return node.id, record.csr, certificate, ""
+            return _Outcome(node.id, record.csr, why=error.message)
+        return _Outcome(node.id, record.csr, certificate)
 
     def _sign(self, record: types_pb2.Certificate, ou: str) -> bytes:
         if self._root is None:
@@ -207,18 +233,22 @@ class CAServer:
 
     async def _write(self, outcomes: list[_Outcome]) -> None:
         def write(tx: Tx) -> None:
-            for node_id, csr, certificate, why in outcomes:
-                node = tx.get(objects_pb2.Node, node_id)
+            for done in outcomes:
+                node = tx.get(objects_pb2.Node, done.node_id)
                 if node is None:
                     continue
-                changed = issuance.issued(node, csr, certificate) if certificate else issuance.failed(node, csr, why)
+                if done.certificate:
+                    changed = issuance.issued(node, done.csr, done.certificate)
+                else:
+                    changed = (issuance.failed if done.final else issuance.delayed)(node, done.csr, done.why)
                 if changed is not None:
                     tx.update(changed)
 
         await self._store.update(write, cause="certificate")
-        for node_id, *_ in outcomes:
+        for done in outcomes:
             # One that asked anew meanwhile comes back with its own event.
-            self._pending.pop(node_id, None)
+            if done.final and self._pending.get(done.node_id) == done.csr:
+                del self._pending[done.node_id]
 
 
 def signing_root(record: types_pb2.RootCA) -> RootCA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from typing import Any
@@ -27,6 +28,8 @@ from swarm.pki.reenrol import METADATA, REFUSED, parse_proof
 log = logging.getLogger(__name__)
 
 ID_ATTEMPTS = 4
+TELL_BEFORE = 0.5
+"""Seconds before a caller's deadline at which it is told why its certificate is not signed yet."""
 UNLOCK_SUBSYSTEM = "swarm-manager"
 NO_TOKEN = "A valid join token is necessary to join this cluster"
 ONE_MANAGER = (
@@ -130,8 +133,15 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
         cluster = self._store.get(objects_pb2.Cluster, self._cluster_id)
         if cluster is None:
             raise NotTaken("", "there is no cluster object yet")
-        node_id = reenrol.authenticate(proof, csr, cluster)
-        self._pace.admit(node_id, self._clock.monotonic())
+        store = self._store
+
+        def known_now(node_id: str) -> reenrol.Known:
+            record = store.side(reenrol.side_key(node_id))
+            return reenrol.Known(store.get(objects_pb2.Node, node_id), reenrol.read_trace(record))
+
+        node_id = reenrol.authenticate(proof, csr, cluster, known_now)
+        if not known_now(node_id).has_asked(proof, csr):
+            self._pace.admit(node_id, self._clock.monotonic())
 
         def write(tx: Tx) -> specs_pb2.NodeSpec.Membership.ValueType:
             # Everything is judged again on what is there when this is written.
@@ -142,8 +152,7 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
                 proof,
                 csr,
                 cluster,
-                node,
-                reenrol.read_trace(tx.side(reenrol.side_key(node_id))),
+                reenrol.Known(node, reenrol.read_trace(tx.side(reenrol.side_key(node_id)))),
                 self._clock.wall_ns(),
                 with_token=with_token,
                 is_member=lambda: self._is_member(node_id),
@@ -182,9 +191,9 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
         self, role: types_pb2.NodeRole.ValueType, request: ca_pb2.IssueNodeCertificateRequest, remote_addr: str
     ) -> ca_pb2.IssueNodeCertificateResponse:
         def write(tx: Tx) -> str:
-            for node in tx.find(objects_pb2.Node, by.role(role)):
+            for node in tx.find(objects_pb2.Node, by.joining(request.csr)):
                 # The same request again, from somebody who never got the answer: the same node (§11.2).
-                if node.certificate.csr == request.csr and not node.HasField("description"):
+                if node.role == role:
                     return node.id
             cluster = tx.get(objects_pb2.Cluster, self._cluster_id)
             port = 0 if cluster is None else cluster.VXLANUDPPort
@@ -204,21 +213,29 @@ class NodeCAService(ca_pb2_grpc.NodeCAServicer):
     async def NodeCertificateStatus(
         self,
         request: ca_pb2.NodeCertificateStatusRequest,
-        context: Any,  # noqa: ARG002
+        context: Any,
     ) -> ca_pb2.NodeCertificateStatusResponse:
-        """The node's certificate record, once it is in a final state; waits for that as long as the caller does."""
+        """The node's certificate record, once it is in a final state; waits for that as long as the caller does. Where
+        the CA cannot sign for now the caller gets the unfinished record, which says why, just before its deadline."""
         if not request.node_id:
             raise invalid_argument("InvalidArgument")
         self._server.check_running()
+        left: float | None = context.time_remaining()
+        patience = None if left is None else asyncio.get_running_loop().time() + left - TELL_BEFORE
         with self._server.changes_of(request.node_id) as changed:
             while True:
                 node = self._store.get(objects_pb2.Node, request.node_id)
                 if node is None:
                     raise not_found("NotFound")
                 record = node.certificate
+                answer = ca_pb2.NodeCertificateStatusResponse(status=record.status, certificate=record)
                 if record.status.state in issuance.FINAL:
-                    return ca_pb2.NodeCertificateStatusResponse(status=record.status, certificate=record)
-                await changed.wait()
+                    return answer
+                try:
+                    async with asyncio.timeout_at(patience if record.status.err else None):
+                        await changed.wait()
+                except TimeoutError:
+                    return answer
                 changed.clear()
                 try:
                     self._server.check_running()

@@ -1,21 +1,33 @@
-"""A server certificate for the control socket of a manager whose own has expired: it holds the swarm's key.
+"""A server certificate for the control socket of a manager whose own has expired.
 
-Never written down and shown on the control socket only, where the renewer of this node then gets a real one. Without
-the root's key in the store (an external CA) there is none.
+The renewer of this node gets a real one through that socket, and the operator can act. It is under a root that is made
+for it alone and whose key is forgotten at once, since the swarm's key may be elsewhere (an external CA). That root lies
+beside the socket (`control.crt`), where those who dial the socket find it: file permissions are the guard of both.
 """
 
 from __future__ import annotations
 
-from procs.manager.ca.server import signing_root
-from swarm.api import objects_pb2
+from dataclasses import dataclass, field
+
 from swarm.pki.certificate import MANAGER_OU
 from swarm.pki.credentials import Credentials
 from swarm.pki.request import new_request
-from swarm.pki.rootca import DEFAULT_NODE_EXPIRY
+from swarm.pki.rootca import DEFAULT_NODE_EXPIRY, RootCA
 
 
-def stopgap(cluster: objects_pb2.Cluster, own: Credentials) -> tuple[bytes, bytes]:
-    """(chain, key), PEM, in the name of this node. Raises NoValidSigner, BadInput."""
+@dataclass(frozen=True)
+class Stopgap:
+    """All PEM."""
+
+    chain: bytes
+    key: bytes = field(repr=False)
+    root: bytes
+
+
+def stopgap(own: Credentials) -> Stopgap:
+    """One in the name of this node."""
     key_pem, request = new_request()
-    root = signing_root(cluster.root_ca)
-    return root.sign(request, own.node_id, MANAGER_OU, own.cluster_id, DEFAULT_NODE_EXPIRY), key_pem
+    root = RootCA.create()
+    return Stopgap(
+        root.sign(request, own.node_id, MANAGER_OU, own.cluster_id, DEFAULT_NODE_EXPIRY), key_pem, root.certs
+    )

@@ -10,8 +10,8 @@ import pytest
 
 from procs.manager.authorization import Caller
 from procs.manager.ca import issuance
-from procs.manager.ca.server import CAServer
-from procs.manager.ca.service import CAService, NodeCAService
+from procs.manager.ca.server import RETRY_SECONDS, CAServer
+from procs.manager.ca.service import TELL_BEFORE, CAService, NodeCAService
 from procs.manager.status import Status
 from procs.manager.store import Store, Tx
 from swarm.api import ca_pb2, objects_pb2, specs_pb2, types_pb2
@@ -28,11 +28,17 @@ WORKER_TOKEN, MANAGER_TOKEN = "worker-token", "manager-token"
 
 
 class Context:
+    patience: float | None = None
+    """Seconds that the caller still has."""
+
     def __init__(self, node_id: str = "") -> None:
         self.caller = Caller(node_id, ("swarm-worker",) if node_id else (), "", False, "192.0.2.9:999")
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
+
+    def time_remaining(self) -> float | None:
+        return self.patience
 
 
 def cluster(authority: Authority, *, signs: bool = True) -> objects_pb2.Cluster:
@@ -111,6 +117,20 @@ async def test_token_decides_the_role_whatever_is_asked(
         chain = found.certificate.certificate
         made = make_credentials(validate_chain(authority.root.pool, chain), chain, key, authority.root.certs)
         assert (made.node_id, made.role, made.cluster_id) == (answer.node_id, unit, authority.cluster_id)
+
+
+async def test_the_same_request_is_the_same_node_until_that_node_has_come(store: Store, authority: Authority) -> None:
+    await put(store, cluster(authority))
+    async with signing(store, authority) as (_, service):
+        _, csr = new_request()
+        first = (await issue(service, csr, WORKER_TOKEN)).node_id
+        assert (await issue(service, csr, WORKER_TOKEN)).node_id == first
+        await status(service, first)
+        assert (await issue(service, csr, WORKER_TOKEN)).node_id == first, "signed, but nobody has seen it"
+        as_manager = (await issue(service, csr, MANAGER_TOKEN)).node_id
+        assert as_manager != first
+        await change(store, objects_pb2.Node, first, lambda n: setattr(n.description, "hostname", "host"))
+        assert (await issue(service, csr, WORKER_TOKEN)).node_id not in (first, as_manager)
 
 
 async def test_a_store_for_one_manager_admits_workers_only(store: Store, authority: Authority) -> None:
@@ -204,6 +224,41 @@ async def test_renewal_is_for_the_observed_role_and_the_node_itself(store: Store
         )
 
 
+@pytest.mark.parametrize("role", [Role.WORKER, Role.MANAGER])
+async def test_a_renewal_needs_no_token_and_a_stranger_of_the_same_name_does(
+    store: Store, authority: Authority, role: Any
+) -> None:
+    await put(store, cluster(authority), objects_pb2.Node(id="n", role=role))
+    async with signing(store, authority) as (_, service):
+        assert (await issue(service, new_request()[1], caller="n")).node_id == "n"
+        found = await status(service, "n")
+        assert (found.status.state, found.certificate.role) == (State.ISSUED, role)
+        with pytest.raises(Status, match="A valid join token is necessary"):
+            await issue(service, new_request()[1])
+
+
+async def test_a_node_told_to_rotate_keeps_its_certificate_until_it_asks(store: Store, authority: Authority) -> None:
+    await put(store, cluster(authority), objects_pb2.Node(id="n", role=Role.WORKER))
+    async with signing(store, authority) as (_, service):
+        await issue(service, new_request()[1], caller="n")
+        before = (await status(service, "n")).certificate
+        rotate = State.ROTATE
+        await change(store, objects_pb2.Node, "n", lambda n: setattr(n.certificate.status, "state", rotate))
+        told = await status(service, "n")
+        assert (told.status.state, told.certificate.certificate) == (State.ROTATE, before.certificate)
+        await issue(service, new_request()[1], caller="n")
+        assert (await status(service, "n")).status.state == State.ISSUED
+
+
+async def test_nobody_is_known_by_an_unknown_id_before_and_after_a_restart(store: Store, authority: Authority) -> None:
+    await put(store, cluster(authority))
+    for _ in range(2):
+        async with signing(store, authority) as (_, service):
+            with pytest.raises(Status) as refusal:
+                await status(service, "nobody")
+            assert (refusal.value.code, refusal.value.message) == (Code.NOT_FOUND, "NotFound")
+
+
 async def test_same_request_after_a_change_of_role_is_signed_anew(store: Store, authority: Authority) -> None:
     await put(store, cluster(authority), objects_pb2.Node(id="n", role=Role.WORKER))
     async with signing(store, authority) as (_, service):
@@ -241,6 +296,44 @@ async def test_without_a_key_requests_wait_and_are_signed_when_it_comes(store: S
         key = authority.root.key_pem
         await change(store, objects_pb2.Cluster, authority.cluster_id, lambda c: setattr(c.root_ca, "ca_key", key))
         assert (await asked).status.state == State.ISSUED
+
+
+async def test_who_waits_in_vain_is_told_why_before_it_gives_up(store: Store, authority: Authority) -> None:
+    await put(store, cluster(authority, signs=False))
+    async with signing(store, authority) as (_, service):
+        answer = await issue(service, new_request()[1], WORKER_TOKEN)
+        context = Context()
+        context.patience = TELL_BEFORE
+        request = ca_pb2.NodeCertificateStatusRequest(node_id=answer.node_id)
+        told = await asyncio.wait_for(service.NodeCertificateStatus(request, context), 5)
+        assert (told.status.state, told.status.err) == (State.PENDING, "no valid signer found")
+        key = authority.root.key_pem
+        await change(store, objects_pb2.Cluster, authority.cluster_id, lambda c: setattr(c.root_ca, "ca_key", key))
+        found = await status(service, answer.node_id)
+        assert (found.status.state, found.status.err) == (State.ISSUED, "")
+
+
+async def test_however_many_wait_for_a_signer_there_is_one_next_try(
+    store: Store, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store, cluster(authority, signs=False))
+    loop, tries = asyncio.get_running_loop(), 0
+    call_later = loop.call_later
+
+    def counted(delay: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        nonlocal tries
+        tries += delay == RETRY_SECONDS
+        return call_later(delay, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    async with signing(store, authority) as (_, service):
+        for _ in range(5):
+            answer = await issue(service, new_request()[1], WORKER_TOKEN)
+            context = Context()
+            context.patience = TELL_BEFORE
+            request = ca_pb2.NodeCertificateStatusRequest(node_id=answer.node_id)
+            assert (await service.NodeCertificateStatus(request, context)).status.err
+    assert tries == 1
 
 
 async def test_changed_expiry_counts_for_the_next_certificate(store: Store, authority: Authority) -> None:
@@ -328,4 +421,5 @@ async def test_unlock_key_only_while_the_managers_are_locked(store: Store, autho
         authority.cluster_id,
         lambda c: setattr(c.spec.encryption_config, "auto_lock_managers", True),
     )
-    assert (await service.GetUnlockKey(ca_pb2.GetUnlockKeyRequest(), Context())).unlock_key == b"secret"
+    locked = await service.GetUnlockKey(ca_pb2.GetUnlockKeyRequest(), Context())
+    assert (locked.unlock_key, locked.version.index) == (b"secret", store.index)

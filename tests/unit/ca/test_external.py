@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,87 +15,17 @@ from procs.manager.ca import external
 from procs.manager.ca.external import ExternalCAs, SignerRefused, SignerUnavailable, read_answer, urls_for
 from procs.manager.ca.server import CAServer
 from procs.manager.ca.service import NodeCAService
-from procs.manager.gateway.tls import load_chain
 from procs.manager.store import Store
 from swarm.api import objects_pb2, types_pb2
 from swarm.pki.certificate import parse_bundle
 from swarm.pki.chain import validate_chain
 from swarm.pki.credentials import Credentials
-from swarm.pki.crosssign import cross_sign
 from swarm.pki.request import new_request
 from swarm.pki.rootca import RootCA
-from tests.tools.authority import Authority
+from tests.tools.authority import HOUR, Authority
+from tests.tools.signer import Signer, serving
 from tests.unit.ca.test_ca import WORKER_TOKEN, State, cluster, issue, put, status
 from tests.unit.ca.test_rotation import until
-
-
-@dataclass
-class Signer:
-    """What the server does with a request; tests change it while it runs."""
-
-    root: RootCA
-    answer: Callable[[dict[str, Any]], tuple[int, bytes]] | None = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    callers: list[str] = field(default_factory=list)
-    url: str = ""
-
-    def sign(self, request: dict[str, Any]) -> tuple[int, bytes]:
-        self.asked.append(request)
-        if self.answer is not None:
-            return self.answer(request)
-        if request["profile"] == "CA":
-            # a real signer builds it from the CSR; the test has the new root itself at hand
-            return 200, b'{"success": false, "result": null, "errors": [{"code": 1, "message": "no CA profile"}]}'
-        names = request["subject"]["names"][0]
-        leaf = self.root.sign(
-            request["certificate_request"].encode(), request["subject"]["CN"], names["OU"], names["O"], 7200
-        )
-        return 200, json.dumps({"success": True, "result": {"certificate": leaf.decode()}, "errors": []}).encode()
-
-
-@contextmanager
-def serving(authority: Authority) -> Iterator[Signer]:
-    signer = Signer(authority.root)
-    own = authority.issue("manager", node_id="localhost")  # its name is among the certificate's DNS names
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_verify_locations(cadata=authority.root.certs.decode())
-    context.verify_mode = ssl.CERT_REQUIRED
-    load_chain(context, own.certificate_pem, own.key_pem)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            connection = self.connection
-            assert isinstance(connection, ssl.SSLSocket)
-            peer: Any = connection.getpeercert()
-            signer.callers.append(dict(pair[0] for pair in peer["subject"])["commonName"])
-            code, body = signer.sign(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def get_request(self) -> tuple[Any, Any]:
-            sock, address = super().get_request()
-            # the handshake comes with the first read, in the handler's thread, which closes the socket if it fails
-            return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False), address
-
-        def handle_error(self, *args: object) -> None:
-            pass  # a probe hangs up after the handshake
-
-    server = Server(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    signer.url = f"https://localhost:{server.server_address[1]}/sign"
-    try:
-        yield signer
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -108,7 +35,7 @@ def authority() -> Authority:
 
 @pytest.fixture
 def signer(authority: Authority) -> Iterator[Signer]:
-    with serving(authority) as found:
+    with serving(authority.root) as found:
         yield found
 
 
@@ -183,6 +110,25 @@ def state_of(store: Store, node_id: str) -> int:
     return found.certificate.status.state
 
 
+async def test_while_the_signer_is_away_a_key_that_the_swarm_has_too_signs(
+    store: Store, authority: Authority, signer: Signer, manager: Credentials
+) -> None:
+    made = cluster(authority)
+    made.spec.ca_config.external_cas.add(url=signer.url)
+    await put(store, made)
+    signer.stop()
+    server = CAServer(store, authority.cluster_id, ExternalCAs(lambda: manager))
+    running = asyncio.create_task(server.run())
+    await asyncio.sleep(0)
+    try:
+        service = NodeCAService(store, server, authority.cluster_id)
+        found = await status(service, (await issue(service, new_request()[1], WORKER_TOKEN)).node_id)
+        assert (found.status.state, found.status.err) == (State.ISSUED, "")
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_certificate_for_another_key_is_not_passed_on(
     store: Store, authority: Authority, signer: Signer, manager: Credentials
 ) -> None:
@@ -217,14 +163,43 @@ async def test_a_cross_signed_root_is_asked_for_with_the_ca_profile(
     authority: Authority, signer: Signer, manager: Credentials
 ) -> None:
     new, asks = RootCA.create(), ExternalCAs(lambda: manager)
-    with pytest.raises(SignerRefused, match="no CA profile"):
-        await asks.cross_sign([signer.url], authority.root.certs, new.certs, new.key_pem)
-    crossed = cross_sign(authority.root, new.certs)
-    signer.answer = lambda _: (200, json.dumps({"success": True, "result": {"certificate": crossed.decode()}}).encode())
-    assert await asks.cross_sign([signer.url], authority.root.certs, new.certs, new.key_pem) == crossed
+    crossed = parse_bundle(await asks.cross_sign([signer.url], authority.root.certs, new.certs, new.key_pem))[0]
+    assert crossed.is_signed_by(authority.root.pool[0])
+    assert (crossed.subject, crossed.public_key) == (new.pool[0].subject, new.pool[0].public_key)
     asked = signer.asked[-1]
     assert (asked["profile"], asked["subject"]["CN"]) == ("CA", "swarm-ca")
     assert asked["extensions"] == [{"id": "2.5.29.19", "critical": True, "value": "30030101ff"}]
+
+
+async def test_each_request_shows_the_certificate_that_the_manager_has_then(
+    authority: Authority, signer: Signer, manager: Credentials
+) -> None:
+    held = [authority.issue("manager", issued_at=time.time() - 9 * HOUR, expiry=HOUR)]
+    asks, csr = ExternalCAs(lambda: held[0]), new_request()[1]
+    arguments = ([signer.url], authority.root.certs, csr, "node", "swarm-worker", authority.cluster_id)
+    with pytest.raises(SignerUnavailable, match="unable to perform certificate signing request") as refused:
+        await asks.sign(*arguments)
+    assert "have the signer take it this once, or give the swarm the key of its root" in refused.value.remedy
+    held[0] = manager
+    assert parse_bundle(await asks.sign(*arguments))[0].common_name == "node"
+
+
+async def test_a_signer_that_hangs_is_given_up_at_the_deadline(
+    authority: Authority, signer: Signer, manager: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external, "TIMEOUT", 0.2)
+    given_up = threading.Event()
+
+    def hang(_: dict[str, Any]) -> tuple[int, bytes]:
+        given_up.wait(20)
+        return 500, b""
+
+    signer.answer = hang
+    try:
+        with pytest.raises(SignerUnavailable, match="timed out"):
+            await ExternalCAs(lambda: manager).ask([signer.url], authority.root.certs, {"profile": ""})
+    finally:
+        given_up.set()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from swarm.errors import BadInput
 from swarm.pki.certificate import Certificate, parse_bundle
 from swarm.pki.chain import validate_chain
 from swarm.pki.credentials import Credentials, make_credentials
-from swarm.pki.reenrol import METADATA, REFUSED, make_proof, parse_proof
+from swarm.pki.reenrol import GRACE_OVER, METADATA, REFUSED, REMOVED, TOO_SOON, make_proof, parse_proof, words
 from swarm.pki.request import new_request
 from tests.tools.authority import Authority
 from tests.unit.ca.test_ca import MANAGER_TOKEN, WORKER_TOKEN, Context, change, cluster, put
@@ -224,6 +224,39 @@ async def test_a_proof_serves_one_request_of_one_node_of_one_swarm_once(world: W
     assert await world.ask(foreign) == "!"
     elsewhere = world.authority.issue("worker", node_id=old.node_id, organization="another")
     assert await world.ask(elsewhere) == "!"
+
+
+async def test_a_certificate_of_a_rotation_that_was_replaced_counts_for_the_node_that_was_given_it(
+    world: World,
+) -> None:
+    old, other = await world.join(), await world.join()
+    abandoned = Authority(cluster_id=world.authority.cluster_id)
+    given = abandoned.issue("worker", node_id=old.node_id)
+    world.clock.days = 100
+    assert await world.ask(given) == "!", "as a stranger: nobody knows it"
+    await change(
+        world.store,
+        objects_pb2.Node,
+        old.node_id,
+        lambda n: setattr(n.certificate, "certificate", given.certificate_pem),
+    )
+    assert await world.ask(given) == old.node_id
+    assert await world.ask(abandoned.issue("worker", node_id=other.node_id)) == "!"
+
+
+@pytest.mark.parametrize(
+    ("marker", "with_token", "role", "said"),
+    [
+        (GRACE_OVER, False, "worker", "`swarmvisor rejoin` with a join token"),
+        (GRACE_OVER, True, "worker", "not a join token of the swarm at present"),
+        (GRACE_OVER, True, "manager", "`swarmvisor node demote` it on another manager"),
+        (REMOVED, True, "worker", "`swarmvisor leave --force`, then join again"),
+        (TOO_SOON, False, "worker", "it asks again by itself"),
+        ("news" * 20, False, "worker", "refused: 'newsnews"),
+    ],
+)
+def test_a_refusal_says_what_to_do(marker: str, with_token: bool, role: str, said: str) -> None:
+    assert said in words(marker, with_token=with_token, role=role)
 
 
 async def test_at_most_one_proof_a_node_and_second(world: World) -> None:

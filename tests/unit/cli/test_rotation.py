@@ -36,18 +36,22 @@ def test_each_blocking_node_is_named_with_what_is_known_of_it() -> None:
     refused = node("refused", OLD)
     refused.certificate.status.state = types_pb2.IssuanceStatus.FAILED
     refused.certificate.status.err = "no"
+    waits = node("waits", OLD)
+    waits.certificate.status.state = types_pb2.IssuanceStatus.RENEW
+    waits.certificate.status.err = "nobody answers"
     silent = objects_pb2.Node(id="never-said")
     silent.status.state = types_pb2.NodeStatus.READY
     down = node("gone", OLD, types_pb2.NodeStatus.DOWN)
-    stand = rotation.stand(cluster(), [node("a", NEW), told, refused, silent, down])
-    assert (stand.running, stand.line) == (True, "1 of 5 nodes")
+    stand = rotation.stand(cluster(), [node("a", NEW), told, refused, waits, silent, down])
+    assert (stand.running, stand.line) == (True, "1 of 6 nodes")
     assert stand.blocking == (
         "told was told and has not asked yet",
         "refused was refused a certificate: no",
+        "waits waits for the swarm's CA: nobody answers",
         "never-said has not followed yet",
         "gone is down: start it, or `swarmvisor node rm` it",
     )
-    assert stand.row(cluster())["rotation"] == {"followed": 1, "total": 5, "blocking": list(stand.blocking)}
+    assert stand.row(cluster())["rotation"] == {"followed": 1, "total": 6, "blocking": list(stand.blocking)}
 
 
 def test_without_a_rotation_nobody_blocks() -> None:

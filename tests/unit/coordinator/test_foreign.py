@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from ipc import topics
 from procs.coordinator.effects import Effect, Say, StartManager
+from procs.coordinator.machine import Machine
 from procs.coordinator.states import Replacement, Supervision
+from swarm.remotes import Peer
 from tests.unit.coordinator.world import MANAGER_CERT, WORKER_CERT, World, changes
 
 
@@ -66,6 +68,19 @@ def test_a_managers_certificate_that_a_renewal_brought_starts_no_manager_and_goe
     world.hear("certificate", replace(WORKER_CERT, fingerprint="w2"))
     assert world.machine.replacement is Replacement.AGREED
     assert not any(isinstance(effect, StartManager) for effect in world.done)
+
+
+def test_a_promoted_node_that_was_rebooted_starts_no_manager_until_a_session_says_that_the_swarm_is_ours() -> None:
+    world = World(Machine([Peer("docker", "192.0.2.1:2377")], foreseen_role="manager", foreign=True))
+    world.not_started()
+    world.hear("certificate", MANAGER_CERT)
+    assert world.machine.supervision is Supervision.PARKED
+    node = world.published("node")
+    assert isinstance(node, topics.Node)
+    assert node.cause == "waiting for the agent", "not for a manager"
+    assert not any(isinstance(effect, StartManager) for effect in world.done)
+    world.hear("node.changes", changes("manager"))
+    assert any(isinstance(effect, StartManager) for effect in world.done)
 
 
 def test_docker_rotating_its_root_is_followed_while_promoted() -> None:

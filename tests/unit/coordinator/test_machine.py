@@ -229,6 +229,13 @@ def test_promotion_asks_for_the_certificate_and_then_starts_the_manager() -> Non
     assert world.published("role") == topics.Role("manager")
 
 
+def test_an_observed_role_alone_asks_for_nothing() -> None:
+    world = worker()
+    world.hear("node.changes", changes("worker", "manager"))
+    assert world.published("role") == topics.Role("worker")
+    assert world.machine.deadline() is None
+
+
 def test_an_old_ca_that_reports_no_observed_role_is_asked_after_16_seconds() -> None:
     world = worker()
     world.hear("node.changes", changes("manager", "worker"))

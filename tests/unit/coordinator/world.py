@@ -17,8 +17,8 @@ MANAGER_CERT = replace(WORKER_CERT, role=topics.MANAGER_ROLE, fingerprint="m1")
 class World:
     """The machine, a clock turned by hand, and the model of supervisord."""
 
-    def __init__(self) -> None:
-        self.machine = Machine()
+    def __init__(self, machine: Machine | None = None) -> None:
+        self.machine = machine or Machine()
         self.now = 1000.0
         self.pid = 0
         self.pids = 500

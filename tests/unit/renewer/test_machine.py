@@ -42,6 +42,7 @@ from procs.renewer.events import (
 )
 from procs.renewer.machine import (
     ANSWERS,
+    EXPIRED_CAP,
     JOIN_CAP,
     JOIN_PAUSE,
     JOIN_TRIES,
@@ -261,6 +262,27 @@ def test_expired_certificate_is_said_and_whoever_is_there_is_asked() -> None:
     assert kinds(bench.tell(RequestFailed("they do not"), READY)) == [Request, Publish]
     bench.tell(Obtained("worker"), Installed(Held("me", "swarm", "worker", START, START + 9 * DAYS, "two", "root1")))
     assert bench.said.state == "valid"
+
+
+def test_an_expired_node_asks_at_least_every_minute_and_says_what_kind_of_no_it_got() -> None:
+    bench = Bench()
+    bench.wall = HELD.not_after + 10.0
+    bench.tell(Loaded(HELD), RemotesSaid((PEER,)))
+    for _ in range(12):
+        bench.tell(RequestFailed("no", Trouble.REFUSED))
+        assert (bench.said.state, bench.said.problem) == ("expired", "refused")
+        assert bench.wake <= EXPIRED_CAP
+        assert kinds(bench.tell(Due(), after=bench.wake))[0] is Request
+
+
+def test_once_the_ca_signs_again_what_it_could_not_the_backoff_ends(bench: Bench) -> None:
+    bench.tell(RemotesSaid((PEER,)), replace(expected=""))
+    signed = NodeChanged(NodeChanges("worker", "worker", 3), "")
+    bench.tell(RequestFailed("no signer", Trouble.UNSIGNED), NodeChanged(NodeChanges("worker", "worker", 1), ""))
+    assert bench.brain.phase is Phase.RETRYING
+    assert Request in kinds(bench.tell(signed))
+    bench.tell(RequestFailed("no manager", Trouble.UNREACHABLE))
+    assert Request not in kinds(bench.tell(signed)), "no news, and another reason: no loop"
 
 
 def test_end_of_the_certificate_is_published_when_it_comes(bench: Bench) -> None:
