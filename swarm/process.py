@@ -37,7 +37,11 @@ _STDERR = 2
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT came. Its descriptor becomes readable then, for bodies that wait in select."""
+    """Whether SIGTERM or SIGINT came. Its descriptor becomes readable then, for bodies that wait in select.
+
+    It is Python's handler in C that makes it readable (`signal.set_wakeup_fd`): the one in Python runs between two
+    lines of the main thread, and a signal right before that waits would be noticed only after the wait.
+    """
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -56,6 +60,10 @@ class Stop:
     def fileno(self) -> int:
         """Readable once `is_set`; nobody reads it empty."""
         return self._reader.fileno()
+
+    def waker(self) -> int:
+        """What the C handler writes to."""
+        return self._writer.fileno()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until asked to stop or `timeout` seconds passed; return `is_set`."""
@@ -184,11 +192,13 @@ def _signals(stop: Stop) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+    woke = signal.set_wakeup_fd(stop.waker(), warn_on_full_buffer=False)
     # faulthandler writes from the C handler itself: it works in a process that is stuck in C code or holds a lock.
     faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True, chain=False)
     try:
         yield
     finally:
         faulthandler.unregister(signal.SIGUSR1)
+        signal.set_wakeup_fd(woke)
         for number, handler in before.items():
             signal.signal(number, handler)

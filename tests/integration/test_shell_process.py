@@ -47,6 +47,27 @@ async def body(context, stop):
 sys.exit(run_async("agent", "A test.", body))
 """
 
+UNNOTICED = """
+import signal, sys, threading
+from pathlib import Path
+from swarm import process
+from swarm.exits import ExitCode
+def send():
+    # Python runs its handlers in the main thread only, and select goes on: as for a signal right before it
+    main = threading.main_thread()
+    state = Path(f"/proc/self/task/{main.native_id}/stat")
+    pause = threading.Event()
+    while sys._current_frames()[main.ident].f_code.co_name != "wait" or ") S " not in state.read_text():
+        pause.wait(0.01)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+def body(context):
+    threading.Thread(target=send, daemon=True).start()
+    context.log.info("waiting")
+    context.stop.wait()
+    return ExitCode.DONE
+sys.exit(process.run("agent", "A test.", body))
+"""
+
 RAISES = """
 import sys
 from swarm import process
@@ -117,6 +138,10 @@ def test_a_process_ends_when_asked(start: Start, script: str, number: int) -> No
     child = start(script)
     child.send_signal(number)
     assert child.wait(10) == ExitCode.DONE
+
+
+def test_a_signal_that_comes_right_before_the_wait_ends_it(start: Start) -> None:
+    assert start(UNNOTICED).wait(10) == ExitCode.DONE
 
 
 def test_a_second_sigterm_ends_a_process_that_hangs_in_stopping(start: Start) -> None:
