@@ -379,7 +379,8 @@ def test_a_bus_that_was_closed_leaves_no_descriptor(bus_directory: Path) -> None
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         Bus(bus_directory, "agent", ["*"]).close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    # fewer: something that an earlier test left to a thread of grpc's has been closed meanwhile
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # -- asyncio --------------------------------------------------------------------------------------------
